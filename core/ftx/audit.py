@@ -1,0 +1,169 @@
+"""The gate before training: what the encoded rows really teach. It refuses, or says what it lets through."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftx.encode import IGNORE, end_tokens
+from ftx.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from ftx.run import Run
+
+#: A span of labels this short may hold no answer at all: the end token, and what the template writes around it.
+SHORT = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that the audit found: `what` (a few words), the row numbers (from 0), and whether it refuses the run.
+
+    `remedy` says what to do. `droppable`: with --skip-bad-rows the rows go to the ledger instead.
+    """
+
+    what: str
+    rows: list[int]
+    refuse: bool = False
+    remedy: str = ""
+    droppable: bool = True
+
+
+def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[list[Finding], dict[str, Any]]:
+    """Look at every encoded row of a split: the findings of the core, and the figures for audit.json."""
+    ends = end_tokens(tokenizer)
+    bos = tokenizer.bos_token_id
+    found: dict[str, list[int]] = {"none": [], "empty": [], "cut": [], "no_end": [], "double_bos": []}
+    lengths, supervised, seen = [], 0, Counter[bytes]()
+    columns = [("input_ids", "labels")] if "labels" in dataset.column_names else [(f"{side}_input_ids", f"{side}_labels") for side in ("chosen", "rejected")]
+    for number, row in enumerate(dataset):
+        cut = int(row.get("cut") or 0)
+        faults = set()
+        for ids_column, labels_column in columns:
+            ids, labels = row[ids_column], row[labels_column]
+            faults |= _faults(ids, labels, cut, ends, bos, tokenizer)
+            lengths.append(len(ids))
+            supervised += sum(label != IGNORE for label in labels[1:])
+        seen[repr([row[ids] for ids, _ in columns]).encode()] += 1
+        for fault in faults:
+            found[fault].append(number)
+    figures = {
+        "rows": len(dataset),
+        "tokens": sum(lengths),
+        "supervised_tokens": supervised,
+        "supervised_share": round(supervised / max(1, sum(lengths)), 4),
+        "length": _percentiles(lengths),
+        "rows_without_supervised_token": len(found["none"]),
+        "empty_answers": len(found["empty"]),
+        "cut_answers": len(found["cut"]),
+        "missing_eos": len(found["no_end"]),
+        "double_bos": len(found["double_bos"]),
+        "duplicates": sum(count - 1 for count in seen.values()),
+    }
+    longer = "raise -o trainer.max_length=N, or let answers be cut with --allow-truncation"
+    findings = [
+        Finding("no supervised token", found["none"], True, f"Mend them, {longer.split(',')[0]}, or drop them with --skip-bad-rows."),
+        Finding("an empty answer", found["empty"], True, "Mend them, or drop them with --skip-bad-rows."),
+        Finding("an answer cut by truncation", found["cut"], not run.recipe.allow_truncation, longer[0].upper() + longer[1:] + ".", droppable=False),
+        Finding(
+            "an answer without its end token",
+            found["no_end"],
+            True,
+            "The model would never learn to stop: use a chat template or formatter that ends answers.",
+            droppable=False,
+        ),
+        Finding("a doubled BOS token", found["double_bos"], True, "The template writes one and the tokenizer adds another: drop one of them.", droppable=False),
+    ]
+    if figures["duplicates"]:
+        findings.append(Finding(f"{figures['duplicates']} exact duplicates", []))
+    return [finding for finding in findings if finding.rows or not finding.refuse and "duplicates" in finding.what], figures
+
+
+def _faults(ids: list[int], labels: list[int], cut: int, ends: set[int], bos: int | None, tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    faults = set()
+    spans = list(_spans(labels))
+    if not any(label != IGNORE for label in labels[1:]):
+        faults.add("none")
+    if cut:
+        faults.add("cut")
+    for start, stop in spans:
+        if cut and stop == len(ids):
+            continue  # reported as cut
+        answer = [i for i in ids[start:stop] if i not in ends]
+        if stop - start <= SHORT and not str(tokenizer.decode(answer, skip_special_tokens=True)).strip():
+            faults.add("empty")
+        if not ends.intersection(ids[max(start, stop - SHORT) : stop]):
+            faults.add("no_end")
+    if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+        faults.add("double_bos")
+    return faults
+
+
+def _spans(labels: list[int]) -> Iterable[tuple[int, int]]:
+    start = None
+    for position, label in enumerate([*labels, IGNORE]):
+        if label != IGNORE and start is None:
+            start = position
+        elif label == IGNORE and start is not None:
+            yield start, position
+            start = None
+
+
+def gate(dataset: Dataset, split: str, findings: list[tuple[str, Finding]], run: Run) -> Dataset:
+    """Let the dataset through, without the rows that may be dropped, or raise one DataError that lists every refusal."""
+    refusals, dropped = [], set()
+    for author, finding in findings:
+        if finding.refuse and finding.droppable and run.recipe.skip_bad_rows and finding.rows:
+            dropped.update(finding.rows)
+            for number in finding.rows:
+                run.ledger.add(*_source(dataset, number), finding.what, "dropped")
+        elif finding.refuse:
+            refusals.append((author, finding))
+        else:
+            places = f" in {len(finding.rows)} rows ({_places(dataset, finding.rows)})" if finding.rows else ""
+            run.say(f"warning: {split} data: {finding.what}{places}")
+            if finding.what == "an answer cut by truncation":
+                for number in finding.rows:
+                    run.ledger.add(*_source(dataset, number), finding.what, "cut")
+    if refusals:
+        lines = [f"{split} data has {finding.what} in {_count(finding.rows)}: {_places(dataset, finding.rows)}" for _, finding in refusals]
+        raise DataError("\n       ".join(lines), "\n".join(dict.fromkeys(finding.remedy for _, finding in refusals if finding.remedy)))
+    if len(dropped) == len(dataset):
+        raise DataError(f"{split} data: no row is left; all are in the ledger.", "Mend the data, or choose another formatter.")
+    return dataset.select([number for number in range(len(dataset)) if number not in dropped]) if dropped else dataset
+
+
+def overlap(train: Dataset, evaluation: Dataset) -> list[int]:
+    """Row numbers of the evaluation data that stand in the training data: equal after case and white space are folded."""
+    known = {_normal(row) for row in train}
+    return [number for number, row in enumerate(evaluation) if _normal(row) in known]
+
+
+def _normal(row: dict[str, Any]) -> str:
+    content = {key: value for key, value in row.items() if not key.startswith("_")}
+    return " ".join(json.dumps(content, sort_keys=True, ensure_ascii=False, default=str).replace("\\n", " ").casefold().split())
+
+
+def _source(dataset: Dataset, number: int) -> tuple[str, int]:
+    row = dataset[number]
+    return str(row.get("_file", "row")), int(row.get("_line", number + 1))
+
+
+def _places(dataset: Dataset, rows: list[int], most: int = 3) -> str:
+    named = [f"{file}:{line}" for file, line in (_source(dataset, number) for number in rows[:most])]
+    return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+
+
+def _count(rows: list[int]) -> str:
+    return "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+
+
+def _percentiles(lengths: list[int]) -> dict[str, int]:
+    ordered = sorted(lengths) or [0]
+    return {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in (("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("max", 1.0))}

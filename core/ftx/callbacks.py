@@ -1,0 +1,164 @@
+"""The core's own callbacks on a transformers trainer: metrics.jsonl, progress, whole checkpoints, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from ftx.run import Run, RunDir, read_lines, write_lines, write_text
+
+if TYPE_CHECKING:
+    from ftx.console import Console
+
+#: In every checkpoint that is whole; written last.
+MARKER = "ftx-complete.json"
+COUNTS = ("tokens", "supervised_tokens")
+
+
+class Metrics(TrainerCallback):  # type: ignore[misc]
+    """One line a logged step into metrics.jsonl, the first and the last step always, and the progress bar.
+
+    `tokens` and `supervised_tokens` come from the trainer as counts since the process began and are written as counts
+    since the run began.
+    """
+
+    def __init__(self, run: Run, console: Console) -> None:
+        assert run.directory is not None
+        self.file, self.console = run.directory.metrics, console
+        last = (read_lines(self.file) or [{}])[-1]
+        self.before = {name: last.get(name, 0) for name in COUNTS}
+        self.last_tokens, self.last_time = 0, time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last_time = time.monotonic()
+        self.progress = self.console.begin("step", state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.resumed_at = getattr(self, "resumed_at", state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 1 or state.global_step >= state.max_steps or control.should_save:
+            control.should_log = True
+        self.progress.update(state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = control.should_log or control.should_save
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = {key: value for key, value in (logs or {}).items() if key != "epoch"}
+        if "train_runtime" in logs:
+            return  # the trainer's own summary at the end
+        line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **logs}
+        if "loss" in logs:
+            now, tokens = time.monotonic(), logs.get("tokens", 0)
+            line["tokens_per_second"] = round((tokens - self.last_tokens) / max(1e-9, now - self.last_time), 1)
+            self.last_tokens, self.last_time = tokens, now
+            line |= {name: self.before[name] + logs[name] for name in COUNTS if name in logs}
+            line["peak_memory"] = peak_memory()
+        with open(self.file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if "loss" in logs:
+            figures = f"loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0):.2e}  {line['tokens_per_second']:.0f} tokens/s"
+            self.progress.update(state.global_step, figures, always=True)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last_time = time.monotonic()  # evaluation is not training time
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last_time = time.monotonic()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.end()
+
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint as whole once all its bytes are on disk, and prunes older ones only then."""
+
+    def __init__(self, run: Run) -> None:
+        assert run.directory is not None and run.recipe.trainer is not None
+        self.directory = run.directory
+        self.keep = run.recipe.trainer.options.get("save_total_limit")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        checkpoint = self.directory.checkpoints / f"checkpoint-{state.global_step}"
+        if not checkpoint.is_dir():
+            return
+        files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != MARKER)
+        for file in files:
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+        write_text(checkpoint / MARKER, json.dumps({str(file.relative_to(checkpoint)): file.stat().st_size for file in files}))
+        whole = whole_checkpoints(self.directory)
+        best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+        for old in whole[: -self.keep] if self.keep else []:
+            if old.name != best:
+                shutil.rmtree(old)
+
+
+class Interrupt(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C ends training behind the current step with a checkpoint; a second one ends it at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.asked = console, False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.previous = signal.signal(signal.SIGINT, self._signal)
+
+    def _signal(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.console.say("Stopping behind this step with a checkpoint (Ctrl-C again: at once).")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_log = control.should_training_stop = True
+
+    def restore(self) -> None:
+        if hasattr(self, "previous"):
+            signal.signal(signal.SIGINT, self.previous)
+
+
+def whole_checkpoints(directory: RunDir) -> list[Path]:
+    """The checkpoints that count, oldest first: marked, and every file there with the size that was marked."""
+    found = []
+    for marker in directory.checkpoints.glob(f"checkpoint-*/{MARKER}"):
+        sizes = json.loads(marker.read_text("utf-8"))
+        if all((marker.parent / name).is_file() and (marker.parent / name).stat().st_size == size for name, size in sizes.items()):
+            found.append(marker.parent)
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
+
+
+def rewind(directory: RunDir) -> Path | None:
+    """Go back to the newest whole checkpoint: what came behind it (broken checkpoints, metrics) is taken away."""
+    whole = whole_checkpoints(directory)
+    for checkpoint in directory.checkpoints.glob("checkpoint-*"):
+        if checkpoint not in whole:
+            shutil.rmtree(checkpoint)
+    step = step_of(whole[-1]) if whole else 0
+    if directory.metrics.exists():
+        lines = [json.loads(line) for line in directory.metrics.read_text("utf-8").splitlines() if line.endswith("}")]
+        write_lines(directory.metrics, [line for line in lines if line["step"] <= step])
+    return whole[-1] if whole else None
+
+
+def peak_memory() -> int:
+    """Bytes: the most that the accelerator's allocator held, or on a CPU the most that the process held resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,154 @@
+"""Installed plugins by stage and name, without importing them; stevedore turns the one that is named into its class."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import stevedore
+from packaging.requirements import InvalidRequirement, Requirement
+
+from ftx import __version__
+from ftx.authoring import is_plugin
+from ftx.errors import PluginError, did_you_mean
+
+STAGES = ("formatter", "quantizer", "adapter", "trainer", "evaluator", "exporter", "observer")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One installed plugin: what its metadata says, nothing imported."""
+
+    stage: str
+    name: str
+    value: str
+    distribution: str
+    version: str
+    summary: str
+    location: str
+    point: metadata.EntryPoint
+
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+class Catalogue:
+    """The plugins that a process can choose from: one scan of the installed metadata, or the entries given (tests)."""
+
+    def __init__(self, points: Iterable[metadata.EntryPoint] | None = None) -> None:
+        if points is None:
+            installed = metadata.entry_points()  # one scan; selected by group, because Python 3.11 iterates over group names
+            points = [point for stage in STAGES for point in installed.select(group=f"ftx.{stage}")]
+        seen: dict[tuple[str, ...], Entry] = {}
+        for point in points:
+            stage = point.group.removeprefix("ftx.")
+            if point.group.startswith("ftx.") and stage in STAGES:
+                entry = _entry(stage, point)
+                # editable installs and lib64 links list the same plugin twice: equal ones are one
+                seen.setdefault((stage, entry.name, entry.value, re.sub(r"[-_.]+", "-", entry.distribution).lower()), entry)
+        self.entries = sorted(seen.values(), key=lambda entry: (STAGES.index(entry.stage), entry.name, entry.distribution))
+
+    def names(self, stage: str) -> list[str]:
+        return sorted({entry.name for entry in self.entries if entry.stage == stage})
+
+    def find(self, stage: str, name: str) -> Entry:
+        """The one plugin of that name. `module:Class` names a class that is not packaged. PluginError if none or several."""
+        if ":" in name:
+            return Entry(stage, name, name, "not packaged", "", "", "", metadata.EntryPoint(name, name, f"ftx.{stage}"))
+        found = [entry for entry in self.entries if entry.stage == stage and entry.name == name]
+        if not found:
+            names = self.names(stage)
+            raise PluginError(
+                f"no {stage} is called '{name}'.{did_you_mean(name, names)}",
+                f"Installed: {', '.join(names)}." if names else f"No {stage} is installed: pip install one.",
+            )
+        if len(found) > 1:
+            raise PluginError(
+                f"two {stage}s are called '{name}': " + " and ".join(f"{one.origin} ({one.value})" for one in found) + ".",
+                f"Uninstall one, or name the class: --{stage} {found[-1].value}",
+            )
+        return found[0]
+
+    def load(self, stage: str, name: str) -> type[Any]:
+        """Import the plugin that is called so and give its class; PluginError, with a way out, if that cannot be."""
+        entry = self.find(stage, name)
+        _check_version(entry)
+        if ":" in name and "" not in sys.path:
+            sys.path.insert(0, "")  # a class named by hand lives beside the user, as with `python -m`
+        try:
+            cls = _Driver(f"ftx.{stage}", entry.name, entry.point).extensions[0].plugin
+        except (Exception, SystemExit) as error:
+            raise _broken(entry, error) from error
+        if not is_plugin(cls):
+            what = "a class without @plugin" if isinstance(cls, type) else f"a {type(cls).__name__}, not a class"
+            raise PluginError(
+                f"{stage} '{name}' ({entry.origin}): {entry.value} is {what}.", "Decorate the class with @ftx.plugin and name it in the entry point."
+            )
+        return cls
+
+
+class _Driver(stevedore.DriverManager):  # type: ignore[misc]
+    """stevedore's driver over the catalogue's own scan: its disk cache loses versions, misses editable reinstalls made
+    within two minutes (float32 times) and is written by several processes at once."""
+
+    def __init__(self, group: str, name: str, point: metadata.EntryPoint) -> None:
+        self._point = point
+        super().__init__(group, name, on_load_failure_callback=_raise)
+
+    def list_entry_points(self) -> list[metadata.EntryPoint]:
+        return [self._point]
+
+
+def _raise(manager: Any, point: Any, error: BaseException) -> None:
+    raise error
+
+
+def _entry(stage: str, point: metadata.EntryPoint) -> Entry:
+    distribution = point.dist
+    if distribution is None:
+        return Entry(stage, point.name, point.value, "unknown", "", "", "", point)
+    about = distribution.metadata
+    return Entry(
+        stage,
+        point.name,
+        point.value,
+        about["Name"] or "unknown",
+        about["Version"] or "",
+        about["Summary"] or "",
+        str(distribution.locate_file("")),
+        point,
+    )
+
+
+def _check_version(entry: Entry) -> None:
+    """pip checks the requirement at install; a later upgrade of the core alone does not, so look again."""
+    for line in (entry.point.dist.requires or []) if entry.point.dist else []:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if requirement.name.lower() == "ftx-core" and not requirement.specifier.contains(__version__, prereleases=True):
+            raise PluginError(
+                f"{entry.stage} '{entry.name}' ({entry.origin}) needs ftx-core{requirement.specifier}, this is ftx-core {__version__}.",
+                f"pip install -U ftx-core {entry.distribution}",
+            )
+
+
+def _broken(entry: Entry, error: BaseException) -> PluginError:
+    origin = f" ({entry.origin})" if entry.version else ""
+    if isinstance(error, SystemExit):
+        why = f"it ends the program on import (SystemExit: {error.code})"
+    elif isinstance(error, AttributeError) and ":" not in entry.value:
+        why = f"its entry point '{entry.value}' is not of the form module:Class"
+    else:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    remedy = f"pip install {missing}, or see it all with --traceback." if missing and ":" not in entry.name else "See it all with --traceback."
+    logging.getLogger("ftx").debug("loading %s failed", entry.value, exc_info=error)
+    return PluginError(f"{entry.stage} '{entry.name}'{origin} could not be loaded: {why}", remedy)

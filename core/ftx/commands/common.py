@@ -1,0 +1,74 @@
+"""What the commands share: options that stand on several of them, and how errors end."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import sys
+import traceback as tracebacks
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from ftx.errors import FAILED, INTERRUPTED, REFUSED, FtxError
+
+STATUS = {REFUSED: "refused", FAILED: "failed", INTERRUPTED: "interrupted"}
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--quiet, --json, --traceback."""
+    for option in (
+        click.option("--traceback", is_flag=True, help="Show the whole traceback of an error."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON result on standard output, all else on standard error."),
+        click.option("--quiet", is_flag=True, help="Print errors only."),
+    ):
+        command = option(command)
+    return command
+
+
+class Result:
+    """What --json prints at the end."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def answering(*, as_json: bool = False, traceback: bool = False) -> Iterator[Result]:
+    """Run a command's body: an FtxError becomes its two lines and its exit status, anything else a bug with status 1."""
+    result, status = Result(), 0
+    stdout = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            yield result
+        result.content = {"status": "done", **result.content}
+    except FtxError as error:
+        status = error.status
+        result.content = {"status": STATUS[status], "error": error.problem, "remedy": error.remedy, **result.content}
+        _print_error(error.problem, error.remedy, traceback)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        result.content = {"status": "interrupted", **result.content}
+        _print_error("interrupted.", "", traceback)
+    except (click.ClickException, click.exceptions.Exit, SystemExit, BrokenPipeError):
+        raise
+    except Exception as error:
+        status = FAILED
+        first = (str(error).strip().splitlines() or [""])[0]
+        result.content = {"status": "failed", "error": f"{type(error).__name__}: {first}", "remedy": "", **result.content}
+        _print_error(f"{type(error).__name__}: {first}", "This is not a known problem: see it all with --traceback.", traceback)
+    if as_json:
+        stdout.write(jsonlib.dumps(result.content, ensure_ascii=False, default=str) + "\n")
+        stdout.flush()
+    if status:
+        sys.exit(status)
+
+
+def _print_error(problem: str, remedy: str, traceback: bool) -> None:
+    if traceback:
+        tracebacks.print_exc(file=sys.stderr)
+    lines = [line.strip() for text in (problem, remedy) for line in text.splitlines() if line.strip()]
+    # text from data must not move the cursor or recolour the terminal
+    lines = ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in lines]
+    click.echo("Error: " + "\n       ".join(lines), err=True)

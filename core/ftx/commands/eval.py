@@ -1,0 +1,32 @@
+"""ftx eval: evaluate a finished run again, base and tuned."""
+
+from __future__ import annotations
+
+import click
+
+from ftx.commands.common import answering, output_options
+
+
+@click.command("eval")
+@click.argument("run", required=False)
+@click.option("--evaluator", metavar="NAME", multiple=True, help="How it is judged (default: the run's own); repeatable.")
+@click.option("--eval-data", metavar="FILE", help="Data to evaluate on (default: the run's own).")
+@click.option("-o", "--option", "assignments", metavar="NAME.K=V", multiple=True, help="An option of an evaluator; repeatable.")
+@output_options
+def command(
+    run: str | None, evaluator: tuple[str, ...], eval_data: str | None, assignments: tuple[str, ...], quiet: bool, as_json: bool, traceback: bool
+) -> None:
+    """Evaluate RUN's base and tuned model. New scores replace those of the same evaluators in scores.json.
+
+    Without RUN: evaluators that score files (see their options).
+    """
+    with answering(as_json=as_json, traceback=traceback) as result:
+        from ftx.catalogue import Catalogue
+        from ftx.console import Console
+        from ftx.readback import evaluate_again, evaluate_files
+
+        console = Console(quiet=quiet, json=as_json)
+        if run is None:
+            result.content = {"scores": [s.as_dict() for s in evaluate_files(evaluator, assignments, Catalogue(), console)]}
+        else:
+            result.content = evaluate_again(run, evaluator, eval_data, assignments, Catalogue(), console).as_dict()

@@ -1,0 +1,108 @@
+"""What the person at the terminal sees: a live line on a terminal, plain lines elsewhere, tables at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftx.run import Score
+
+log = logging.getLogger("ftx")
+
+
+class Console:
+    """Prints to standard output, or to standard error when standard output belongs to `--json`."""
+
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        from rich.console import Console as Rich
+
+        self.quiet = quiet
+        self.rich = Rich(file=sys.stderr if json else sys.stdout, highlight=False, markup=False, soft_wrap=True)
+        self._live: Any = None
+
+    def say(self, text: str) -> None:
+        """One line for the person, and for log.txt. Text from data cannot move the cursor or recolour the terminal."""
+        clean = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+        log.info("%s", clean)
+        if not self.quiet:
+            (self._live.console if self._live else self.rich).print(clean)
+
+    def begin(self, what: str, total: int) -> Progress:
+        """Progress over `total` steps."""
+        return Progress(self, what, total)
+
+    def table(self, header: list[str], rows: list[list[str]]) -> None:
+        """A table of at most 80 columns; numbers to the right."""
+        if self.quiet or not rows:
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.rich.print(table, width=min(80, self.rich.width))
+
+
+class Progress:
+    """A bar with the latest figures on a terminal; elsewhere a plain line a call, at most one every few seconds."""
+
+    SECONDS = 10.0
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        self.console, self.what, self.total = console, what, total
+        self.started = self.said = time.monotonic()
+        self._bar: Any = None
+        if console.rich.is_terminal and not console.quiet:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn()]
+            self._bar = Bar(*columns, console=console.rich, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total, figures="")
+            console._live = self._bar
+
+    def update(self, done: int, figures: str = "", *, always: bool = False) -> None:
+        """`figures`: the latest numbers as text. `always` prints a plain line now."""
+        if self._bar:
+            fields = {"figures": figures} if figures else {}
+            self._bar.update(self._task, completed=done, **fields)
+        elif always or (time.monotonic() - self.said > self.SECONDS and done < self.total):
+            self.said = time.monotonic()
+            left = (self.said - self.started) / max(1, done) * (self.total - done)
+            eta = f"  {int(left // 60)}:{int(left % 60):02d} left" if 0 < done < self.total else ""
+            self.console.say(f"{self.what} {done}/{self.total}{'  ' + figures if figures else ''}{eta}")
+
+    def end(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = self.console._live = None
+
+
+def score_table(scores: list[Score]) -> tuple[list[str], list[list[str]]]:
+    """Scores side by side: one row a metric with base, tuned and their difference; what changed below."""
+    by: dict[tuple[str, str], dict[str, Score]] = {}
+    for score in scores:
+        by.setdefault((score.evaluator, score.metric), {})[score.phase] = score
+    rows = []
+    for (evaluator, metric), phases in by.items():
+        base, tuned, change = (phases.get(phase) for phase in ("base", "tuned", "change"))
+        if change:
+            rows.append([evaluator, metric, "", "", f"{change.value:.4g}"])
+        else:
+            moved = f"{tuned.value - base.value:+.3f}" if base and tuned else ""
+            rows.append([evaluator, metric, _cell(base), _cell(tuned), moved])
+    return ["evaluator", "metric", "base", "tuned", "change"], rows
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return "-"
+    interval = f" [{score.ci_low:.3f}, {score.ci_high:.3f}]" if score.ci_low is not None and score.ci_high is not None else ""
+    return f"{score.value:.3f}{interval}"

@@ -1,0 +1,284 @@
+"""Reading files into rows, formatting them, and the row types."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftx.errors import DataError, RowError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ftx.ledger import Ledger
+    from ftx.run import Run
+
+#: Row type -> the columns that make it, most specific first (TRL's names).
+ROW_TYPES: dict[str, tuple[str, ...]] = {
+    "preference": ("chosen", "rejected"),
+    "unpaired-preference": ("prompt", "completion", "label"),
+    "prompt-completion": ("prompt", "completion"),
+    "conversation": ("messages",),
+    "text": ("text",),
+}
+#: Where a row came from; formatters and trainers carry these columns along where they can.
+SOURCE_COLUMNS = ("_file", "_line")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def row_type(columns: Iterable[str]) -> str | None:
+    """The row type that a formatted dataset's columns make, or None."""
+    present = set(columns)
+    return next((name for name, needed in ROW_TYPES.items() if present.issuperset(needed)), None)
+
+
+def read_dataset(reference: str, ledger: Ledger) -> Dataset:
+    """A file, a directory of files or a hub id -> its rows, each with `_file` and `_line`.
+
+    JSON and CSV are parsed here and not by `datasets`: its readers name no line, turn dates and the text "None" into
+    other types, and drop keys that the first row lacks. Nested columns are kept as JSON, so that no key is invented.
+    Raises DataError for what cannot be read; with `ledger.skip_bad_rows` such a row becomes a ledger entry.
+    """
+    path = Path(reference).expanduser()
+    if not path.exists():
+        return _read_hub(reference)
+    files = _data_files(path)
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        before = len(rows)
+        rows.extend(_read_file(file, ledger))
+        if len(rows) == before and not any(entry.file == str(file) for entry in ledger.entries):
+            raise DataError(f"{file}: the file has no rows.", "Give a file with at least one row.")
+    if not rows:
+        raise DataError(
+            f"{path}: no row can be used; all {len(ledger.entries)} are in the ledger.", "Mend the file: its rows are not in a form that can be read."
+        )
+    return to_dataset(rows)
+
+
+def _data_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(f for f in path.iterdir() if _suffix(f) in SUFFIXES and not f.name.startswith("."))
+    if not files:
+        raise DataError(f"{path}: the directory holds no data file.", f"Put {', '.join(SUFFIXES)} files there, or name one.")
+    return files
+
+
+def _suffix(file: Path) -> str:
+    return Path(file.stem).suffix.lower() if file.suffix.lower() == ".gz" else file.suffix.lower()
+
+
+def _read_hub(reference: str) -> Dataset:
+    if reference.count("/") != 1 or reference.startswith((".", "/", "~")) or _suffix(Path(reference)) in SUFFIXES:
+        raise DataError(f"{reference}: no such file or directory.", "Check the path, or give a dataset's hub id as owner/name.")
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(reference, split="train")
+    except Exception as error:
+        raise DataError(
+            f"{reference}: neither a file here nor a dataset on the hub ({_first_line(error)}).", "Check the path or the id, and the network."
+        ) from error
+    return dataset.add_column("_file", [reference] * len(dataset)).add_column("_line", list(range(1, len(dataset) + 1)))
+
+
+def _read_file(file: Path, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    suffix = _suffix(file)
+    if suffix not in readers:
+        raise DataError(f"{file}: cannot read a '{suffix or file.name}' file.", f"Use one of {', '.join(SUFFIXES)} (.gz is read too).")
+    try:
+        raw = gzip.decompress(file.read_bytes()) if file.suffix.lower() == ".gz" else file.read_bytes()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read ({_first_line(error)}).", "Check the file and its permissions.") from error
+    for line, row in readers[suffix](file, raw):
+        problem = row if isinstance(row, str) else _bad_numbers(row)
+        if problem is None:
+            yield {**row, "_file": str(file), "_line": line}  # type: ignore[dict-item]
+        elif ledger.skip_bad_rows:
+            ledger.add(str(file), line, problem, "dropped")
+        else:
+            raise bad_row(str(file), line, problem)
+
+
+def bad_row(file: str, line: int, problem: str) -> DataError:
+    return DataError(f"{file}:{line}: {problem}.", "Mend the row, or drop such rows into the ledger with --skip-bad-rows.")
+
+
+def _decode(file: Path, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}:{line}: not valid UTF-8.", "Save the file as UTF-8.") from error
+
+
+def _object(value: Any) -> dict[str, Any] | str:
+    return value if isinstance(value, dict) else f"a row must be a JSON object, this is {_kind(value)}"
+
+
+def _json_lines(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for line, data in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not data.strip():
+            continue
+        try:
+            yield line, _object(json.loads(data.decode("utf-8")))
+        except UnicodeDecodeError:
+            yield line, "not valid UTF-8"
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield line, f"not valid JSON ({_json_problem(error)})"
+
+
+def _json_array(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """A list of objects; each row's line is where its object starts."""
+    text = _decode(file, raw)
+    decoder, at = json.JSONDecoder(), _skip(text, 0)
+    if at < len(text) and text[at] != "[":
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{file}:{_line_of(text, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file.") from error
+        if _skip(text, end) < len(text) and isinstance(value, dict):
+            yield from _json_lines(file, raw)  # JSON lines under another name: a common habit
+            return
+        raise DataError(
+            f"{file}: a .json data file must hold a list of rows, this holds {_kind(value)}.", "Wrap the rows in [ ], or write one row a line as .jsonl."
+        )
+    at, line, counted = _skip(text, at + 1), 1, 0
+    while at < len(text) and text[at] != "]":
+        line += text.count("\n", counted, at)
+        counted = at
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(
+                f"{file}:{_line_of(text, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file: what follows this place cannot be read."
+            ) from error
+        yield line, _object(value)
+        at = _skip(text, at)
+        if at < len(text) and text[at] == ",":
+            at = _skip(text, at + 1)
+        elif at < len(text) and text[at] != "]":
+            raise DataError(f"{file}:{text.count(chr(10), 0, at) + 1}: not valid JSON (a comma is missing between rows).", "Mend the file.")
+    if text.strip() and at >= len(text):
+        raise DataError(f"{file}:{text.count(chr(10)) + 1}: not valid JSON (the list is not closed).", "Mend the file: it seems to be cut off.")
+
+
+def _csv_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Every cell is text, as it stands: no "NA" becomes a missing value, no "01" a number."""
+    reader = csv.reader(io.StringIO(_decode(file, raw), newline=""), strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) < len(header):
+            raise DataError(f"{file}:1: two columns have the same name.", "Give each column its own name.")
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                yield line, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else f"{len(cells)} cells under {len(header)} columns"
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error}).", "Mend the file: quotes must be closed and doubled inside.") from error
+
+
+def _parquet_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(raw))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: not a Parquet file ({_first_line(error)}).", "Write it again.") from error
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+def to_dataset(rows: list[dict[str, Any]]) -> Dataset:
+    """Rows -> a Dataset with the union of their keys; nested or mixed columns are stored as JSON, key for key."""
+    import datasets
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    values = {column: [row.get(column) for row in rows] for column in columns}
+    features = datasets.Features({column: _feature(values[column]) for column in columns})
+    return datasets.Dataset.from_dict(values, features=features)
+
+
+def _feature(values: list[Any]) -> Any:
+    import datasets
+
+    kinds = {type(value) for value in values if value is not None}
+    for kinds_of, dtype in (({str}, "string"), ({bool}, "bool"), ({int}, "int64"), ({float}, "float64"), ({int, float}, "float64")):
+        if kinds and kinds <= kinds_of and not (kinds_of == {int} and any(abs(v) >= 2**63 for v in values if v is not None)):
+            return datasets.Value(dtype)
+    if kinds == {list} and _are_small_ints(item for value in values if value is not None for item in value):
+        return datasets.List(datasets.Value("int32"))  # token ids and labels: JSON would be slow
+    return datasets.Json() if kinds else datasets.Value("string")
+
+
+def _are_small_ints(items: Iterable[Any]) -> bool:
+    """True for at least one item, all of them whole numbers of 32 bits."""
+    item = None
+    return all(type(item := one) is int and -(2**31) <= one < 2**31 for one in items) and item is not None
+
+
+def format_rows(dataset: Dataset, convert: Callable[[dict[str, Any]], Any], run: Run) -> Dataset:
+    """Apply `convert` to each row and collect what it returns: one row, or a list of rows.
+
+    `convert` gets the row without `_file` and `_line` and raises RowError for one that does not fit: an error that
+    names file and line, or a ledger entry with `--skip-bad-rows`. The result keeps `_file` and `_line`. An empty list
+    is a row that gave nothing: refused in the same way, because nothing is dropped in silence.
+    """
+    made: list[dict[str, Any]] = []
+    for number, row in enumerate(dataset, start=1):
+        file, line = str(row.pop("_file", "row")), int(row.pop("_line", number))
+        try:
+            result = convert(row)
+            results = result if isinstance(result, list) else [result]
+            if not results:
+                raise RowError("the row gives nothing to train on")
+        except RowError as error:
+            if not run.ledger.skip_bad_rows:
+                raise bad_row(file, line, str(error)) from error
+            run.ledger.add(file, line, str(error), "dropped")
+            continue
+        made.extend({**one, "_file": file, "_line": line} for one in results)
+    if not made:
+        raise DataError("the formatter used no row; all are in the ledger.", "Is it the right formatter? `ftx plugins` lists them.")
+    return to_dataset(made)
+
+
+def _bad_numbers(row: dict[str, Any]) -> str | None:
+    """NaN and infinity are no JSON, and no language model's text: say which field holds one."""
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"field '{key}' is {value}"
+    return None
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _line_of(text: str, error: Exception) -> int:
+    return error.lineno if isinstance(error, json.JSONDecodeError) else text.count("\n") + 1
+
+
+def _json_problem(error: Exception) -> str:
+    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,191 @@
+"""Rows -> token ids and labels. Masks come from the chat template by prefix difference, never from token equality."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftx.errors import ModelError, RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, and labels of the same length (IGNORE where the loss does not count); `cut` supervised tokens are lost."""
+
+    input_ids: list[int]
+    labels: list[int]
+    cut: int = 0
+
+    def truncated(self, max_length: int | None) -> Encoded:
+        """The first `max_length` tokens, as TRL keeps them, with the count of supervised tokens that this loses."""
+        if max_length is None or len(self.input_ids) <= max_length:
+            return self
+        lost = sum(label != IGNORE for label in self.labels[max_length:])
+        return Encoded(self.input_ids[:max_length], self.labels[:max_length], self.cut + lost)
+
+
+def encode_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """One row of type prompt-completion, conversation or text.
+
+    Message lists are rendered by the tokenizer's chat template; strings are tokenised as they stand, with the end token
+    behind them. Raises RowError for a row that the template cannot render, ModelError if there is no template.
+    """
+    tools = row.get("tools") or None
+    if row.get("messages") is not None:
+        return encode_messages(row["messages"], tokenizer, tools=tools)
+    if row.get("text") is not None:
+        return encode_text("", row["text"], tokenizer)
+    if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
+        return encode_text(row["prompt"], row["completion"], tokenizer)
+    prompt, completion = as_messages(row["prompt"], "user"), as_messages(row["completion"], "assistant")
+    return encode_messages(prompt + completion, tokenizer, first=len(prompt), tools=tools)
+
+
+def as_messages(part: str | Messages, role: str) -> Messages:
+    """A string is one message of `role`."""
+    return [{"role": role, "content": part}] if isinstance(part, str) else list(part)
+
+
+def encode_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, first: int = 0, tools: Any = None) -> Encoded:
+    """A conversation with every assistant turn from index `first` on supervised, its end-of-turn token included.
+
+    What the template renders between the generation prompt and the end of the turn counts, the newline behind the end
+    token too (as in TRL, so that losses are equal). The template must be prefix-stable: rendering fewer messages must
+    give the beginning of rendering more; a RowError says where it is not.
+    """
+    given = len(messages)
+    messages, tools = _for_template(messages, tools, tokenizer)
+    first += len(messages) - given  # a system message that carries the tools may have come in front
+    whole = render(messages, tokenizer, tools=tools)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant" or index < first:
+            continue
+        before = render(messages[:index], tokenizer, tools=tools, generation_prompt=True)
+        until = whole if index == len(messages) - 1 else render(messages[: index + 1], tokenizer, tools=tools)
+        if not until.startswith(before) or not whole.startswith(until):
+            raise RowError(f"the chat template renders message {index + 1} differently when more follows, so its answer cannot be found in the text")
+        spans.append((len(before), len(until)))
+    return _mask(whole, spans, tokenizer, special=False)
+
+
+def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Plain text: the completion and the end token behind it are supervised."""
+    if tokenizer.eos_token is None:
+        raise ModelError("the tokenizer has no end-of-sequence token.", "Use a model whose tokenizer has one, or a chat formatter.")
+    whole = prompt + completion
+    encoded = _mask(whole, [(len(prompt), len(whole))], tokenizer, special=True)
+    if completion and encoded.input_ids and encoded.input_ids[-1] == tokenizer.eos_token_id:
+        return encoded
+    return Encoded([*encoded.input_ids, tokenizer.eos_token_id], [*encoded.labels, tokenizer.eos_token_id])
+
+
+def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, tools: Any = None, generation_prompt: bool = False) -> str:
+    """Messages as the model reads them."""
+    if not messages:
+        return ""
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "the model's tokenizer has no chat template, so messages cannot be rendered.",
+            "Use an instruction-tuned model, or a formatter that gives plain text: --formatter alpaca -o formatter.style=instruction",
+        )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generation_prompt))
+    except Exception as error:  # jinja2's errors have no common base that a template's raise_exception keeps
+        raise RowError(f"the chat template refuses the row ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+
+
+def prompt_text(prompt: str | Messages, tokenizer: PreTrainedTokenizerBase, *, tools: Any = None) -> str:
+    """What the model is asked to continue: a string as it is, messages by the template with the generation prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    messages, tools = _for_template(prompt, tools, tokenizer)
+    return render(messages, tokenizer, tools=tools, generation_prompt=True)
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that end an answer: the end-of-sequence token and what the template writes behind an assistant's turn."""
+    ends = {tokenizer.eos_token_id} - {None}
+    if tokenizer.chat_template:
+        try:
+            tail = render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "@@"}], tokenizer).rpartition("@@")[2]
+        except RowError:
+            return ends
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        ends |= {i for i in tokenizer(tail, add_special_tokens=False)["input_ids"][:1] if i in special}
+    return ends
+
+
+def question_and_reference(row: dict[str, Any]) -> tuple[str | Messages, str]:
+    """What to ask for an evaluation row, and the answer that it holds (the last assistant turn of a conversation)."""
+    if row.get("messages") is not None:
+        messages = list(row["messages"])
+        while messages and messages[-1]["role"] != "assistant":
+            messages.pop()
+        if not messages:
+            raise RowError("the conversation has no assistant turn to compare with")
+        return messages[:-1], _content(messages[-1])
+    if "completion" in row:
+        completion = row["completion"]
+        return row["prompt"], completion if isinstance(completion, str) else _content(completion[-1])
+    if "chosen" in row:
+        chosen = row["chosen"]
+        if isinstance(chosen, str):
+            return row.get("prompt") or "", chosen
+        prompt = as_messages(row.get("prompt") or [], "user")
+        return prompt + list(chosen[:-1]), _content(chosen[-1])
+    raise RowError("a row of plain text holds no question")
+
+
+def _content(message: dict[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    return str(message.get("content") or "") + ("".join(_call_text(call) for call in calls) if calls else "")
+
+
+def _mask(whole: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Encoded:
+    """Tokenise once; a token is supervised when it reaches into a span (a token across a border belongs to the answer)."""
+    tokens = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
+    ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
+    labels = [IGNORE] * len(ids)
+    for start, end in spans:
+        for position, (token_start, token_end) in enumerate(offsets):
+            if token_end > start and token_start < end and token_end > token_start:
+                labels[position] = ids[position]
+    return Encoded(list(ids), labels)
+
+
+def _for_template(messages: Messages, tools: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Messages, Any]:
+    """Write tool calls and tools as text where the template knows neither: else they would vanish without a word."""
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else json.dumps(tokenizer.chat_template or "")
+    messages = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    for message in messages:
+        message.setdefault("content", "")
+    if "tool_calls" not in template:
+        messages = [_folded(message) for message in messages]
+    if tools and "tools" not in template:
+        text = "Tools:\n" + json.dumps(tools, ensure_ascii=False)
+        if messages and messages[0]["role"] == "system":
+            messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}
+        else:
+            messages = [{"role": "system", "content": text}, *messages]
+        tools = None
+    return messages, tools
+
+
+def _folded(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": message["content"] + "".join(_call_text(call) for call in calls)}
+
+
+def _call_text(call: dict[str, Any]) -> str:
+    return f"<tool_call>{json.dumps(call.get('function', call), ensure_ascii=False)}</tool_call>"

@@ -1,0 +1,69 @@
+"""Phases, items, and what changed between base and tuned."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ftx.errors import FtxError
+from ftx.generate import Generate
+from ftx.run import Evaluation, Score
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ftx.hooks import Hooks
+    from ftx.run import Run
+
+log = logging.getLogger("ftx")
+
+
+def evaluate_phase(phase: str, hooks: Hooks, generate: Generate, dataset: Dataset | None, run: Run) -> tuple[list[Score], dict[str, str]]:
+    """Ask every evaluator about the model in hand, write the items, and give the stamped scores.
+
+    Also gives evaluator -> error for those that raised: each costs only its own scores.
+    """
+    assert run.directory is not None
+    scores: list[Score] = []
+    failed: dict[str, str] = {}
+    for key in hooks.implementers("evaluate_model"):
+        name = key.partition(":")[2]
+        try:
+            evaluation = hooks.ask(key, "evaluate_model", generate=generate, dataset=dataset, run=run)
+            if not isinstance(evaluation, Evaluation):
+                raise FtxError(f"evaluator '{name}' returned {type(evaluation).__name__}, not an Evaluation.")
+        except Exception as error:
+            log.exception("evaluator %s failed on the %s model", name, phase)
+            failed[name] = _first_line(error)
+            run.say(f"error: evaluator '{name}' failed on the {phase} model: {failed[name]}")
+            continue
+        stamped = [score.stamped(name, phase) for score in evaluation.scores]
+        scores += stamped
+        run.directory.write_items(name, phase, evaluation.items)
+        if stamped:
+            run.say(f"{phase}: {name} {describe(stamped[0])}")
+    return scores, failed
+
+
+def compare_phases(hooks: Hooks, evaluators: list[str], run: Run) -> list[Score]:
+    """What every evaluator says of the change, from its own items on disk; only those with both phases are asked."""
+    assert run.directory is not None
+    changes: list[Score] = []
+    for key in hooks.implementers("compare_answers"):
+        name = key.partition(":")[2]
+        base, tuned = (run.directory.read_items(name, phase) for phase in ("base", "tuned"))
+        if name in evaluators and base and tuned:
+            result = hooks.ask(key, "compare_answers", base_items=base, tuned_items=tuned, run=run)
+            changes += [score.stamped(name, "change") for score in result or []]
+    return changes
+
+
+def describe(score: Score) -> str:
+    """`exact_match 0.970 [0.915, 0.990] of 100`."""
+    interval = f" [{score.ci_low:.3f}, {score.ci_high:.3f}]" if score.ci_low is not None and score.ci_high is not None else ""
+    unscored = f", {score.unscored} unscored" if score.unscored else ""
+    return f"{score.metric} {score.value:.3f}{interval} of {score.n}{unscored}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

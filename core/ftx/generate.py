@@ -1,0 +1,140 @@
+"""Batched generation over the model in hand: the one generator that every evaluator uses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ftx.encode import Messages, end_tokens, prompt_text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+#: Prompts in one batch, and the most tokens (prompt and answer, padding included) that one batch may hold.
+BATCH_ROWS, BATCH_TOKENS = 32, 16384
+
+
+class Generate:
+    """`generate(prompts, max_new_tokens=...)` -> one answer a prompt, in the order asked.
+
+    Batches are sorted by length and padded on the left; an answer does not depend on its batch (fp32: token for token,
+    lower precisions up to rounding). `model` and `tokenizer` are there for those who score likelihoods. `progress`, if
+    set, is called with (done, total) after each batch.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, progress: Callable[[int, int], None] | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.progress = progress
+
+    def __call__(
+        self, prompts: Sequence[str | Messages], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = ()
+    ) -> list[str]:
+        """Answers without special tokens, cut before the first stop string. Greedy at temperature 0; else each item is
+        sampled with its own seed, made from `seed` and its prompt."""
+        texts = [prompt_text(prompt, self.tokenizer) for prompt in prompts]
+        # a rendered template holds its own special tokens; plain text gets the tokenizer's
+        ids = [self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"] for text, prompt in zip(texts, prompts, strict=True)]
+        answers = [""] * len(texts)
+        done = 0
+        with _evaluating(self.model):
+            for batch in _batches(ids, max_new_tokens):
+                seeds = [_item_seed(seed, texts[i]) for i in batch] if temperature else None
+                for i, answer in zip(batch, self._batch([ids[i] for i in batch], max_new_tokens, temperature, seeds, list(stop)), strict=True):
+                    answers[i] = answer
+                done += len(batch)
+                if self.progress:
+                    self.progress(done, len(texts))
+        return answers
+
+    def _batch(self, rows: list[list[int]], max_new_tokens: int, temperature: float, seeds: list[int] | None, stop: list[str]) -> list[str]:
+        import torch
+
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        more: dict[str, Any] = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
+        if seeds is not None:
+            more["logits_processor"] = [_Gumbel(seeds, temperature)]
+        with torch.inference_mode():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                # a checkpoint's own generation settings must not bend the measurement
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                use_cache=True,
+                eos_token_id=sorted(self._ends()),
+                pad_token_id=pad,
+                **more,
+            )
+        texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, width:]]
+        return [_cut(text, stop) for text in texts]
+
+    def _ends(self) -> set[int]:
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return end_tokens(self.tokenizer) | set(own if isinstance(own, list) else [own] if own is not None else [])
+
+
+class _Gumbel:
+    """Sampling as an argmax: logits / temperature + Gumbel noise, drawn for each item from its own generator, so that an
+    item's answer depends neither on its batch nor on its place in it (Gumbel, 1954)."""
+
+    def __init__(self, seeds: list[int], temperature: float) -> None:
+        import torch
+
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one).log().neg() for one in self.generators])
+        return scores.float() / self.temperature + noise.to(scores.device)
+
+
+def _item_seed(seed: int, text: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode()).digest()[:7], "big")
+
+
+def _batches(ids: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Row numbers by falling length (the largest batch first: it fails at once if it does not fit), in batches."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i)):
+        rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (len(ids[batches[-1][0]]) + max_new_tokens))) if batches else 0
+        if batches and len(batches[-1]) < rows:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    ends = [at for at in (text.find(one) for one in stop) if at >= 0]
+    return text[: min(ends)] if ends else text
+
+
+@contextmanager
+def _evaluating(model: Any) -> Any:
+    """Eval mode with the KV cache on, and the model as it was afterwards."""
+    training, config = model.training, getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    model.eval()
+    if config is not None:
+        config.use_cache = True
+    try:
+        yield
+    finally:
+        model.train(training)
+        if config is not None:
+            config.use_cache = cached

@@ -1,0 +1,186 @@
+"""Every hook on one page, in the order of a run: the reference for authors of plugins.
+
+A plugin implements a hook by a method of the same name marked `@hookimpl`, and lists only the arguments it uses.
+`run` (ftx.Run) comes last. Stage hooks have one owner in a run and their result is used; gathering hooks are asked of
+every chosen plugin.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from ftx.authoring import PROJECT
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from ftx.audit import Finding
+    from ftx.generate import Generate
+    from ftx.run import Evaluation, Run, Score
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+stage_hook = hookspec(firstresult=True)
+
+# --------------------------------------------------------------------------------------------------------------------
+# Before anything is loaded
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def preflight(run: Run) -> list[str] | None:
+    """Reasons why this run cannot work on this machine or with these options; all are printed at once.
+
+    Called before data or model are read; import nothing heavier than the answer needs. Exit status 2.
+    """
+
+
+@stage_hook
+def format_dataset(dataset: Dataset, run: Run) -> Dataset:
+    """Rows as they stand in the file -> rows of one row type. Owner: the formatter, once for each file set.
+
+    `dataset`: the columns of the file and `_file`, `_line` (where each row came from). Result: the columns of one row
+    type (`prompt`, `completion`; `messages`; `prompt`, `chosen`, `rejected`; `prompt`, `completion`, `label`; `text`).
+    A prompt or completion is a string or a list of `{"role", "content"}` messages. Use `ftx.format_rows`, which keeps
+    `_file` and `_line` and turns a RowError into an error, or a ledger entry, that names them.
+    """
+
+
+@stage_hook
+def encode_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Run) -> Dataset:
+    """Formatted rows -> token ids and labels. Owner: the trainer, once for each split.
+
+    Result: `input_ids` and `labels` (lists of int, equal length, -100 where the loss does not count), or a pair of each
+    prefixed `chosen_` and `rejected_`; `cut` (int: supervised tokens lost to truncation); `_file` and `_line` where the
+    rows have them. Must be row for row: the core checks the count.
+    """
+
+
+@hookspec
+def audit_dataset(dataset: Dataset, split: str, run: Run) -> list[Finding] | None:
+    """Findings about the encoded rows of one split (`train` or `eval`): what, which rows, refuse or warn."""
+
+
+@hookspec
+def memory_use(shape: Any, run: Run) -> dict[str, int] | None:
+    """Bytes that this plugin adds, by kind: weights, adapter, gradients, optimizer, activations, head, buffers."""
+
+
+@hookspec
+def run_started(run: Run) -> None:
+    """The run directory stands and the recipe is in it; nothing is loaded yet."""
+
+
+@hookspec
+def dataset_encoded(dataset: Dataset, split: str, run: Run) -> None:
+    """One split is encoded and has passed the audit. Called for `train`, then for `eval` if there is one."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The model
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@stage_hook
+def quantization_config(run: Run) -> Any:
+    """A transformers quantisation config for `from_pretrained`, or None. Owner: a quantizer, or an adapter like qlora."""
+
+
+@hookspec
+def model_loaded(model: PreTrainedModel, run: Run) -> None:
+    """The base model is loaded, before its evaluation. Also called when a finished run is read back."""
+
+
+@stage_hook
+def adapt_model(model: PreTrainedModel, run: Run) -> Any:
+    """The base model -> the model to train, with `requires_grad` set on what trains. Owner: the adapter."""
+
+
+@stage_hook
+def adapter_off(model: Any, run: Run) -> AbstractContextManager[Any] | None:
+    """A context manager inside which the adapted model is the base, or None if that cannot be. Owner: the adapter."""
+
+
+@stage_hook
+def save_adapted(model: Any, path: Path, run: Run) -> None:
+    """Write what was trained into the directory `path`, as safetensors. Owner: the adapter."""
+
+
+@stage_hook
+def load_adapted(base: PreTrainedModel, path: Path, run: Run) -> Any:
+    """The base model and what `save_adapted` wrote -> the tuned model, in eval mode. Owner: the adapter."""
+
+
+@stage_hook
+def merge_adapted(model: Any, run: Run) -> PreTrainedModel:  # type: ignore[empty-body]
+    """The tuned model -> a plain transformers model with the adapter in its weights. Owner: the adapter."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def trainer_callbacks(run: Run) -> list[TrainerCallback] | None:
+    """transformers callbacks to add to the trainer."""
+
+
+@stage_hook
+def make_trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None,
+    callbacks: list[TrainerCallback],
+    run: Run,
+) -> Any:
+    """Anything with `.train(resume_from_checkpoint=None)`, `.save_model(path)` and `.model`. Owner: the trainer.
+
+    The datasets are what `encode_dataset` gave. Checkpoints go to `run.directory.checkpoints`. `callbacks` must be
+    called with transformers' events; the numbers that it logs become `metrics.jsonl`.
+    """
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Evaluation and after
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def evaluate_model(generate: Generate, dataset: Dataset | None, run: Run) -> Evaluation | None:
+    """Scores and items of one phase, the headline metric first.
+
+    Called with the base model, then with the tuned one, one evaluator at a time in the order they were named. `dataset`
+    is the formatted evaluation data (None without `--eval-data`). The core stamps evaluator and phase and writes the
+    items. One that raises costs only its own scores, and the run ends with status 1.
+    """
+
+
+@hookspec
+def compare_answers(base_items: list[dict[str, Any]], tuned_items: list[dict[str, Any]], run: Run) -> list[Score] | None:
+    """Scores of phase `change` from one evaluator's own items of both phases (same order, same length)."""
+
+
+@stage_hook
+def export_model(model: Any, tokenizer: PreTrainedTokenizerBase, path: Path, run: Run) -> Any:
+    """Write the tuned model in another form; the result says what was written. Owner: the exporter."""
+
+
+@hookspec
+def run_finished(run: Run, scores: list[Score]) -> None:
+    """Everything is on disk."""
+
+
+@hookspec
+def run_failed(run: Run, error: BaseException) -> None:
+    """The run ended in `error`. What this raises is logged and does not mask it."""
+
+
+@hookspec
+def check_environment() -> list[str] | None:
+    """Lines for `ftx doctor`: each begins with `ok: `, `warning: ` or `failure: `."""

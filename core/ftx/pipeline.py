@@ -1,0 +1,351 @@
+"""The run, top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftx import models
+from ftx.catalogue import Catalogue
+from ftx.console import Console, score_table
+from ftx.errors import REFUSED, FtxError, Interrupted, PluginError, RecipeError, RunError
+from ftx.evaluate import compare_phases, evaluate_phase
+from ftx.generate import Generate
+from ftx.hooks import Hooks
+from ftx.ledger import Ledger
+from ftx.manifest import write_manifest
+from ftx.prepare import Split, check_row_types, prepare
+from ftx.recipe import Recipe, resolve, to_yaml
+from ftx.run import Run, RunDir, Score, write_lines, write_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger("ftx")
+
+
+@dataclass
+class Outcome:
+    """What a run came to: its directory, all scores, and evaluators that failed (name -> error)."""
+
+    directory: RunDir
+    scores: list[Score]
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"run": str(self.directory), "scores": [score.as_dict() for score in self.scores], **self.notes}
+
+
+def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str | None = None, resume: RunDir | None = None) -> Outcome:
+    """Run a recipe into a new directory (`output`), or go on with one (`resume`). Raises FtxError of every kind."""
+    recipe, hooks = resolve(recipe, catalogue)
+    check_row_types(hooks)
+    directory = resume or new_directory(output, recipe)
+    run = begin(recipe, console)
+    preflight(hooks, run)
+
+    tokenizer = models.load_tokenizer(run.model_path)
+    splits, report = prepare(hooks, tokenizer, run)
+
+    with writing(directory, hooks, run, fresh=resume is None):
+        if resume is None:
+            write_text(directory.recipe, to_yaml(recipe))
+            write_manifest(directory, run, catalogue)
+            directory.write_json("audit.json", report)
+            write_lines(directory / "ledger.jsonl", run.ledger.as_rows())
+        hooks.hook.run_started(run=run)
+        for name, split in splits.items():
+            hooks.hook.dataset_encoded(dataset=split.tokens, split=name, run=run)
+
+        model = load_base(hooks, catalogue, run)
+        questions = splits["eval"].rows if "eval" in splits else None
+        scores, failed = base_scores(hooks, model, tokenizer, questions, run, console)
+
+        seed_everything(run.seed)
+        if resume is not None and finished_training(directory):
+            console.say("The training was finished; evaluating what it gave.")
+            model = hooks.call("load_adapted", base=model, path=directory.model, run=run)
+        else:
+            model = hooks.call("adapt_model", model=model, run=run)
+            describe_trainable(model, run)
+            model = fit(hooks, model, tokenizer, splits, run, console, resume)
+            save_model(hooks, model, tokenizer, run)
+
+        tuned, failed_tuned = evaluate_phase("tuned", hooks, generator(model, tokenizer, console), questions, run)
+        scores += tuned
+        scores += compare_phases(hooks, [s.evaluator for s in tuned], run)
+        failed |= failed_tuned
+        write_scores(directory, scores)
+        run.notes["finished"] = True
+        write_manifest(directory, run, catalogue)
+        hooks.hook.run_finished(run=run, scores=scores)
+
+    console.table(*score_table(scores))
+    console.say(f"Run: {directory}")
+    if failed:
+        raise RunError(
+            f"evaluator '{next(iter(failed))}' failed: {next(iter(failed.values()))}", f"The model is trained and kept. Evaluate again: ftx eval {directory}"
+        )
+    return Outcome(directory, scores, failed, run.notes)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Before the directory: whatever fails here leaves nothing behind
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def begin(recipe: Recipe, console: Console) -> Run:
+    """The Run before anything is read: device, dtype and the model's files."""
+    if recipe.data is None:
+        raise RecipeError("no training data is given.", "Add --data FILE.")
+    return open_run(recipe, console)
+
+
+def open_run(recipe: Recipe, console: Console) -> Run:
+    """A Run for a recipe, whether it trains or reads back."""
+    quiet_libraries()
+    start = None
+    if recipe.start is not None:
+        start = RunDir(recipe.start)
+        if not finished_training(start):
+            raise RecipeError(f"{recipe.start}: no run with a trained model.", "Give the directory of a finished run.")
+    path = start.model if start else models.resolve(recipe.model)
+    device = models.pick_device(recipe.device)
+    dtype = models.best_dtype(device) if recipe.dtype == "auto" else getattr(__import__("torch"), recipe.dtype)
+    return Run(
+        recipe=recipe,
+        ledger=Ledger(skip_bad_rows=recipe.skip_bad_rows),
+        seed=recipe.seed,
+        device=device,
+        dtype=dtype,
+        model=str(start) if start else recipe.model,
+        model_path=path,
+        say=console.say,
+    )
+
+
+def preflight(hooks: Hooks, run: Run) -> None:
+    """Every reason why the run cannot work, at once."""
+    reasons = [reason for _, found in hooks.each("preflight", run=run) for reason in found or []]
+    if run.recipe.start and hooks.owners("quantization_config"):
+        reasons.append("--from starts from a merged model, which is not quantised again: drop the quantizer, or use --adapter lora.")
+    if reasons:
+        raise FtxError("\n       ".join(reasons), "Nothing was loaded or written.")
+
+
+def new_directory(output: str | None, recipe: Recipe) -> RunDir:
+    """Where the run will lie; refused if something lies there already. Nothing is written yet."""
+    if output is None:
+        import time
+
+        model = Path(recipe.model).stem.lower() or "model"
+        adapter = recipe.adapter.name.replace(":", "-") if recipe.adapter else "none"
+        stem = f"{model}-{adapter}-{time.strftime('%Y%m%d-%H%M%S')}"
+        directory, number = RunDir(Path("runs") / stem), 2
+        while directory.path.exists():
+            directory, number = RunDir(Path("runs") / f"{stem}-{number}"), number + 1
+        return directory
+    directory = RunDir(Path(output).expanduser())
+    if directory.recipe.exists():
+        raise RecipeError(f"{directory} holds another run.", f"Give another --output, or go on with it: ftx resume {output}")
+    if directory.path.exists() and (not directory.path.is_dir() or any(directory.path.iterdir())):
+        raise RecipeError(f"{directory} exists and is not an empty directory.", "Give another --output.")
+    parent = next(p for p in [directory.path, *directory.path.parents] if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RecipeError(f"{directory} cannot be written: {parent} is {'read-only' if parent.is_dir() else 'a file'}.", "Give another --output.")
+    return directory
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Inside the directory
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(directory: RunDir, hooks: Hooks, run: Run, *, fresh: bool) -> Iterator[None]:
+    """The run directory while it is written: log.txt, `run_failed`, and what an exception means for it."""
+    existed = directory.path.exists()
+    try:
+        directory.checkpoints.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(directory / "log.txt", encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{directory} cannot be written ({error.strerror}).", "Give another --output.") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.getLogger("ftx").setLevel(logging.INFO)
+    run.directory = directory
+    try:
+        yield
+    except BaseException as error:
+        refused = fresh and isinstance(error, FtxError) and error.status == REFUSED and not directory.metrics.exists()
+        for key in hooks.implementers("run_failed"):
+            try:
+                hooks.ask(key, "run_failed", run=run, error=error)
+            except Exception:
+                log.exception("%s: run_failed raised", key)
+        if refused:
+            handler.close()
+            shutil.rmtree(directory.path, ignore_errors=True)
+            if existed:
+                directory.path.mkdir(exist_ok=True)
+            raise
+        log.error("the run ended early", exc_info=error)
+        raise _as_run_error(error, directory) from error
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _as_run_error(error: BaseException, directory: RunDir) -> BaseException:
+    go_on = f"ftx resume {directory}"
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted.", f"Go on with: {go_on}")
+    if isinstance(error, RunError | Interrupted) or not isinstance(error, Exception):
+        return error
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error) or _disk_is_full(directory, error):
+        return RunError(f"no space left on the disk of {directory}; the last whole checkpoint is kept.", f"Make room, then: {go_on}")
+    if isinstance(error, FtxError):
+        return RunError(error.problem, error.remedy)
+    return RunError(f"{type(error).__name__}: {text}", f"See {directory / 'log.txt'}, or --traceback. Go on with: {go_on}")
+
+
+def _disk_is_full(directory: RunDir, error: Exception) -> bool:
+    """torch says only that a write failed: look whether it could have succeeded."""
+    return "write" in str(error).lower() and shutil.disk_usage(directory.path).free < 1 << 20
+
+
+def load_base(hooks: Hooks, catalogue: Catalogue, run: Run) -> Any:
+    """The model that the run starts from, as its base phase sees it."""
+    if run.recipe.start is not None:
+        from ftx.readback import load_merged
+
+        model = load_merged(RunDir(run.recipe.start), catalogue, run)
+    else:
+        model = models.load_model(run.model_path, dtype=run.dtype, device=run.device, quantization_config=hooks.hook.quantization_config(run=run))
+    hooks.hook.model_loaded(model=model, run=run)
+    return model
+
+
+def base_scores(hooks: Hooks, model: Any, tokenizer: Any, questions: Dataset | None, run: Run, console: Console) -> tuple[list[Score], dict[str, str]]:
+    """Evaluate the base, or take over what an interrupted run has already measured."""
+    assert run.directory is not None
+    kept = [Score(**entry) for entry in run.directory.read_json("scores.json", []) if entry["phase"] == "base"]
+    if kept:
+        return kept, {}
+    scores, failed = evaluate_phase("base", hooks, generator(model, tokenizer, console), questions, run)
+    write_scores(run.directory, scores)
+    return scores, failed
+
+
+def fit(hooks: Hooks, model: Any, tokenizer: Any, splits: dict[str, Split], run: Run, console: Console, resume: RunDir | None) -> Any:
+    """Train; the trained model."""
+    from ftx.callbacks import Checkpoints, Interrupt, Metrics, rewind, step_of
+
+    assert run.directory is not None
+    checkpoint = rewind(run.directory)
+    if resume is not None:
+        console.say(f"Going on from step {step_of(checkpoint)}." if checkpoint else "There was no checkpoint: starting over.")
+    interrupt = Interrupt(console)
+    callbacks = [interrupt, Metrics(run, console), Checkpoints(run)]
+    for _, more in hooks.each("trainer_callbacks", run=run):
+        callbacks += more or []
+    evaluation = splits["eval"].tokens if "eval" in splits else None
+    trainer = hooks.call(
+        "make_trainer", model=model, tokenizer=tokenizer, train_dataset=splits["train"].tokens, eval_dataset=evaluation, callbacks=callbacks, run=run
+    )
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        interrupt.restore()
+    if interrupt.asked:
+        raise Interrupted("interrupted.", f"Go on with: ftx resume {run.directory}")
+    return trainer.model
+
+
+def save_model(hooks: Hooks, model: Any, tokenizer: Any, run: Run) -> None:
+    """Write model/ atomically: the adapter or the full weights, with tokenizer and chat template."""
+    assert run.directory is not None
+    temporary = run.directory / f".model.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        hooks.hook.save_adapted(model=model, path=temporary, run=run)
+        tokenizer.save_pretrained(temporary)
+        pickles = [file.name for file in temporary.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+        if pickles or not any(temporary.rglob("*.safetensors")):
+            author = next(key.partition(":")[2] for key, _ in hooks.list_name_plugin() if key.startswith("adapter:"))
+            raise PluginError(f"adapter '{author}' saved {', '.join(pickles) or 'no safetensors'}.", "save_adapted must write safetensors and no pickle.")
+        shutil.rmtree(run.directory.model, ignore_errors=True)
+        os.replace(temporary, run.directory.model)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def finished_training(directory: RunDir) -> bool:
+    return directory.model.is_dir()
+
+
+def generator(model: Any, tokenizer: Any, console: Console) -> Generate:
+    """The generator of one phase, with progress on the console."""
+    bars: list[Any] = []
+
+    def progress(done: int, total: int) -> None:
+        if not bars:
+            bars.append(console.begin("answers", total))
+        bars[0].update(done)
+        if done >= total:
+            bars.pop().end()
+
+    return Generate(model, tokenizer, progress=progress)
+
+
+def write_scores(directory: RunDir, scores: list[Score]) -> None:
+    directory.write_json("scores.json", [score.as_dict() for score in scores])
+
+
+def describe_trainable(model: Any, run: Run) -> None:
+    """Print how much trains, and refuse a model in which nothing does."""
+    parameters = list(model.parameters())
+    trainable = [p for p in parameters if p.requires_grad]
+    if not trainable:
+        raise PluginError("the adapter left nothing to train.", "Check its target_modules against the model's module names.")
+    count, total = sum(p.numel() for p in trainable), sum(p.numel() for p in parameters)
+    size = sum(p.numel() * p.element_size() for p in trainable)
+    run.notes["parameters"] = {"trainable": count, "stored": total, "trainable_bytes": size}
+    run.say(f"trains {count:,} of {total:,} parameters ({count / total:.2%}, {size / 2**20:.1f} MiB) in {run.dtype} on {run.device}".replace("torch.", ""))
+
+
+def seed_everything(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def quiet_libraries() -> None:
+    """The libraries' own bars and chatter would break plain lines and --json; warnings go to log.txt."""
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.NullHandler())

@@ -1,0 +1,122 @@
+"""From files to audited token ids: read, format, encode, check that no row was lost, audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftx import audit
+from ftx.data import ROW_TYPES, read_dataset, row_type
+from ftx.errors import DataError, PluginError
+from ftx.hooks import Hooks
+from ftx.run import Run, read_lines
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass
+class Split:
+    """One split: its rows as formatted, and as token ids and labels."""
+
+    rows: Dataset
+    tokens: Dataset
+
+
+def check_row_types(hooks: Hooks) -> None:
+    """Refuse a formatter and a trainer that cannot fit, from what their classes say for certain."""
+    formatter, trainer = (next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith(f"{stage}:")) for stage in ("formatter", "trainer"))
+    produces, accepts = getattr(formatter, "produces", ()), getattr(trainer, "accepts", ())
+    if produces and accepts and not set(produces) & set(accepts):
+        names = {key.partition(":")[0]: key.partition(":")[2] for key, _ in hooks.list_name_plugin()}
+        raise PluginError(
+            f"formatter '{names['formatter']}' gives {' or '.join(produces)} rows, trainer '{names['trainer']}' takes {' or '.join(accepts)}.",
+            "Choose another formatter or trainer: ftx plugins",
+        )
+
+
+def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], dict[str, Any]]:
+    """Read, format, encode and audit both splits: the splits, and audit.json's content. Raises DataError."""
+    splits: dict[str, Split] = {}
+    report: dict[str, Any] = {}
+    for name, reference in (("train", run.recipe.data), ("eval", run.recipe.eval_data)):
+        if reference is None:
+            continue
+        raw = read_dataset(reference, run.ledger)
+        rows = hooks.call("format_dataset", dataset=raw, run=run)
+        check_rows(raw, rows, "formatter", hooks, run)
+        kind = row_type(rows.column_names)
+        trainer = next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith("trainer:"))
+        accepts = getattr(trainer, "accepts", ())
+        if kind is None or (accepts and kind not in accepts):
+            columns = ", ".join(name for name in rows.column_names if not name.startswith("_"))
+            wanted = " or ".join(accepts or ROW_TYPES)
+            raise DataError(
+                f"the formatter gave {kind or 'no known'} rows (columns {columns}), the trainer takes {wanted}.",
+                "Choose another formatter or trainer: ftx plugins",
+            )
+        tokens = hooks.call("encode_dataset", dataset=rows, tokenizer=tokenizer, run=run)
+        check_rows(rows, tokens, "trainer", hooks, run)
+        own, figures = audit.audit_tokens(tokens, name, tokenizer, run)
+        findings = [("core", finding) for finding in own]
+        for author, more in hooks.each("audit_dataset", dataset=tokens, split=name, run=run):
+            findings += [(author, finding) for finding in more or []]
+        report[name] = {**figures, "findings": [{"by": author, "what": f.what, "rows": len(f.rows), "refuses": f.refuse} for author, f in findings]}
+        kept = audit.gate(tokens, name, findings, run)
+        splits[name] = Split(_matching(rows, tokens, kept), kept)
+        run.say(
+            f"{name}: {len(kept)} rows of {raw.num_rows} in {reference}, {figures['tokens']} tokens, "
+            f"{figures['supervised_share']:.0%} supervised, longest {figures['length']['max']}"
+        )
+    if "eval" in splits:
+        same = audit.overlap(splits["train"].rows, splits["eval"].rows)
+        report["overlap"] = {"eval_rows_in_train": len(same)}
+        if same:
+            finding = audit.Finding(
+                "rows that stand in the training data",
+                same,
+                not run.recipe.allow_overlap,
+                "Take them out of one of the two, or go on with --allow-overlap.",
+                droppable=False,
+            )
+            audit.gate(splits["eval"].rows, "eval", [("core", finding)], run)
+    return splits, report
+
+
+def read_questions(hooks: Hooks, run: Run) -> Dataset | None:
+    """The formatted evaluation data of a run that is read back, less the rows that its ledger dropped."""
+    if run.recipe.eval_data is None:
+        return None
+    assert run.directory is not None
+    rows = hooks.call("format_dataset", dataset=read_dataset(run.recipe.eval_data, run.ledger), run=run)
+    dropped = {(e["file"], e["line"]) for e in read_lines(run.directory / "ledger.jsonl") if e["action"] == "dropped"}
+    if not dropped or "_line" not in rows.column_names:
+        return rows
+    return rows.select([i for i, source in enumerate(zip(rows["_file"], rows["_line"], strict=True)) if source not in dropped])
+
+
+def check_rows(before: Dataset, after: Dataset, who: str, hooks: Hooks, run: Run) -> None:
+    """Nothing is dropped without a ledger entry: every source row is used or in the ledger, and none is invented."""
+    if "_line" in before.column_names and "_line" in after.column_names:
+        came, used = (set(zip(d["_file"], d["_line"], strict=True)) for d in (before, after))
+        lost, invented = came - used - run.ledger.dropped(), used - came
+        count = len(lost) or len(invented)
+        where = ":".join(str(part) for part in min(lost or invented, default=("", "")))
+    else:
+        count, where = abs(len(before) - len(after)) if who == "trainer" else max(0, len(before) - len(after)), "unknown lines"
+    if count:
+        name = next(key.partition(":")[2] for key, _ in hooks.list_name_plugin() if key.startswith(f"{who}:"))
+        raise PluginError(
+            f"{who} '{name}' lost or invented {count} rows without a ledger entry ({where}).",
+            "Rows are dropped through ftx.format_rows, which writes them down.",
+        )
+
+
+def _matching(rows: Dataset, tokens: Dataset, kept: Dataset) -> Dataset:
+    """The formatted rows behind the encoded ones that are kept."""
+    if "_line" not in rows.column_names or "_line" not in kept.column_names:
+        return rows
+    used = set(zip(kept["_file"], kept["_line"], strict=True))
+    if len(used) == len(set(zip(rows["_file"], rows["_line"], strict=True))):
+        return rows
+    return rows.select([i for i, source in enumerate(zip(rows["_file"], rows["_line"], strict=True)) if source in used])

@@ -1,0 +1,91 @@
+"""Reading a finished run back: its base, and its tuned model through the adapter's own hooks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ftx import models, pipeline
+from ftx.catalogue import Catalogue
+from ftx.console import Console, score_table
+from ftx.errors import RecipeError, RunError
+from ftx.evaluate import compare_phases, evaluate_phase
+from ftx.hooks import Hooks
+from ftx.ledger import Ledger
+from ftx.prepare import read_questions
+from ftx.recipe import Recipe, merge, read_recipe, resolve
+from ftx.run import Run, RunDir, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def recipe_of(directory: RunDir) -> Recipe:
+    """The recipe of a run; RecipeError if the directory is not one."""
+    if not directory.recipe.is_file():
+        raise RecipeError(f"{directory}: not a run (it has no recipe.yaml).", "Give the directory that `ftx run` printed.")
+    return merge(read_recipe(directory.recipe), {})
+
+
+def reopen(directory: RunDir, recipe: Recipe, catalogue: Catalogue, console: Console) -> tuple[Run, Hooks]:
+    """The Run and the hooks of a finished run, with `recipe` (its own, or with other evaluators)."""
+    resolved, hooks = resolve(recipe, catalogue)
+    run = pipeline.open_run(resolved, console)
+    run.directory = directory
+    return run, hooks
+
+
+def evaluate_again(
+    path: str, evaluators: tuple[str, ...], eval_data: str | None, assignments: tuple[str, ...], catalogue: Catalogue, console: Console
+) -> pipeline.Outcome:
+    """Evaluate a finished run's base and tuned model; its scores.json gets the new scores in place of the old ones."""
+    directory = RunDir(path)
+    recipe_of(directory)
+    if not pipeline.finished_training(directory):
+        raise RecipeError(f"{directory} has no trained model yet.", f"Go on with it: ftx resume {path}")
+    recipe = merge(read_recipe(directory.recipe), {"evaluator": evaluators, "eval_data": eval_data}, assignments)
+    if not recipe.evaluators:
+        raise RecipeError("no evaluator is named, and the run has none of its own.", "Add --evaluator NAME: ftx plugins")
+    run, hooks = reopen(directory, replace(recipe, observers=()), catalogue, console)
+    pipeline.preflight(hooks, run)
+    tokenizer = models.load_tokenizer(directory.model)
+    questions = read_questions(hooks, run)
+
+    model = pipeline.load_base(hooks, catalogue, run)
+    base, failed = evaluate_phase("base", hooks, pipeline.generator(model, tokenizer, console), questions, run)
+    model = hooks.call("load_adapted", base=model, path=directory.model, run=run)
+    tuned, failed_tuned = evaluate_phase("tuned", hooks, pipeline.generator(model, tokenizer, console), questions, run)
+    scores = base + tuned + compare_phases(hooks, [score.evaluator for score in tuned], run)
+    failed |= failed_tuned
+
+    named = {choice.name for choice in recipe.evaluators} - set(failed)
+    kept = [Score(**entry) for entry in directory.read_json("scores.json", []) if entry["evaluator"] not in named]
+    pipeline.write_scores(directory, kept + [score for score in scores if score.evaluator in named])
+    console.table(*score_table(scores))
+    if failed:
+        raise RunError(f"evaluator '{next(iter(failed))}' failed: {next(iter(failed.values()))}", "The other scores are kept.")
+    return pipeline.Outcome(directory, scores)
+
+
+def evaluate_files(evaluators: tuple[str, ...], assignments: tuple[str, ...], catalogue: Catalogue, console: Console) -> list[Score]:
+    """Scores of evaluators that read files of answers or judgments and need no model (`generate` is None for them)."""
+    if not evaluators:
+        raise RecipeError("neither a run nor an evaluator is given.", "ftx eval RUN, or --evaluator NAME with options that name its files.")
+    recipe, hooks = resolve(Recipe(evaluators=merge({}, {"evaluator": evaluators}, assignments).evaluators), catalogue, training=False)
+    run = Run(recipe=recipe, ledger=Ledger(), say=console.say)
+    pipeline.preflight(hooks, run)
+    scores: list[Score] = []
+    for key, evaluation in hooks.each("evaluate_model", generate=None, dataset=None, run=run):
+        scores += [score.stamped(key.partition(":")[2], score.phase) for score in evaluation.scores] if evaluation else []
+    console.table(*score_table(scores))
+    return scores
+
+
+def load_merged(directory: RunDir, catalogue: Catalogue, run: Run) -> PreTrainedModel:
+    """The tuned model of a run as a plain model, to start another run from."""
+    recipe = replace(recipe_of(directory), evaluators=(), observers=(), device=run.device, dtype=str(run.dtype).removeprefix("torch."))
+    earlier, hooks = reopen(directory, recipe, catalogue, Console(quiet=True))
+    model: Any = pipeline.load_base(hooks, catalogue, earlier)
+    model = hooks.call("load_adapted", base=model, path=directory.model, run=earlier)
+    merged: PreTrainedModel = hooks.call("merge_adapted", model=model, run=earlier)
+    return merged

@@ -1,0 +1,253 @@
+"""YAML, defaults and the command line merged into one Recipe; and the Recipe written back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ftx.authoring import declared
+from ftx.catalogue import Catalogue
+from ftx.errors import OptionError, RecipeError, did_you_mean
+from ftx.hooks import REQUIRED_STAGES, Hooks
+from ftx.options import Text, as_dict, build, coerce, fields
+
+SINGLE = ("formatter", "quantizer", "adapter", "trainer")
+REPEATED = {"evaluators": "evaluator", "observers": "observer"}
+DEFAULTS = {"formatter": "auto", "adapter": "lora", "trainer": "sft"}
+PATHS = ("data", "eval_data", "model", "from")
+
+#: Recipe key -> its type, for everything that is not a stage.
+PLAIN: dict[str, Any] = {
+    "model": str,
+    "data": str | None,
+    "eval_data": str | None,
+    "from": str | None,
+    "seed": int,
+    "dtype": Literal["auto", "float32", "bfloat16", "float16"],
+    "device": Literal["auto", "cpu", "cuda"],
+    "skip_bad_rows": bool,
+    "allow_truncation": bool,
+    "allow_overlap": bool,
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plugin chosen by name, with its options: as given until `resolve`, all of them afterwards."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What one run does. `start` is the earlier run to start from (`from:` in YAML, --from)."""
+
+    model: str = "smollm2"
+    data: str | None = None
+    eval_data: str | None = None
+    start: str | None = None
+    formatter: Choice | None = None
+    quantizer: Choice | None = None
+    adapter: Choice | None = None
+    trainer: Choice | None = None
+    evaluators: tuple[Choice, ...] = ()
+    observers: tuple[Choice, ...] = ()
+    seed: int = 42
+    dtype: str = "auto"
+    device: str = "auto"
+    skip_bad_rows: bool = False
+    allow_truncation: bool = False
+    allow_overlap: bool = False
+    suggested: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def choices(self) -> list[tuple[str, Choice]]:
+        """Every chosen plugin as (stage, choice), in the order in which they are registered."""
+        single = [(stage, getattr(self, stage)) for stage in SINGLE]
+        repeated = [(stage, choice) for key, stage in REPEATED.items() for choice in getattr(self, key)]
+        return [(stage, choice) for stage, choice in single + repeated if choice is not None]
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """A recipe's YAML with its paths made absolute (they are relative to the file); RecipeError if it is not one."""
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{file}: no such recipe.", "Give a YAML file, or leave it out and use options.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: cannot be read ({error}).", "Check the path and its permissions.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', error)}).", "Mend the file.") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{file}: a recipe is a mapping of keys to values.", "See docs/recipes.md for an example.")
+    _check_keys(content, file)
+    for key in PATHS:
+        value = content.get(key)
+        if isinstance(value, str):
+            beside = (file.parent / Path(value).expanduser()).resolve()
+            if beside.exists() or value.startswith((".", "/", "~")):
+                content[key] = str(beside)
+    return content
+
+
+def _check_keys(content: dict[str, Any], file: Path) -> None:
+    known = [*PLAIN, *SINGLE, *REPEATED, "suggested"]
+    for key in content:
+        if key == "output":
+            raise RecipeError(
+                f"{file}: 'output' does not belong into a recipe: a repeat must not write over the run.", "Give --output DIR on the command line."
+            )
+        if key not in known:
+            raise RecipeError(f"{file}: unknown key '{key}'.{did_you_mean(str(key), known)}", f"Keys: {', '.join(known)}.")
+    for key in SINGLE:
+        if content.get(key) is not None:
+            _choice(content[key], f"{file}: {key}")
+    for key in REPEATED:
+        if not isinstance(content.get(key) or [], list):
+            raise RecipeError(f"{file}: '{key}' must be a list of names.", f"{key}: [{content[key]}]")
+        for one in content.get(key) or []:
+            _choice(one, f"{file}: {key}")
+
+
+def _choice(value: Any, where: str) -> Choice:
+    if isinstance(value, str):
+        return Choice(value)
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return Choice(value["name"], {str(k): v for k, v in value.items() if k != "name"})
+    raise RecipeError(f"{where}: a plugin is a name, or a mapping with the key 'name' and its options.", "For example: {name: lora, r: 8}")
+
+
+def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str, ...] = ()) -> Recipe:
+    """A recipe's content, what the command line gives over it, and `-o` assignments -> an unresolved Recipe.
+
+    Naming another plugin discards the recipe's options of that stage; naming the same keeps them.
+    """
+    values: dict[str, Any] = {}
+    for key, annotation in PLAIN.items():
+        value = given.get(key) if given.get(key) is not None else content.get(key)
+        if value is not None:
+            values["start" if key == "from" else key] = coerce(value, annotation, key)
+    for stage in SINGLE:
+        written = _choice(content[stage], stage) if content.get(stage) is not None else None
+        name = given.get(stage)
+        chosen = written if name is None or (written and written.name == name) else Choice(name)
+        if chosen is None and stage in DEFAULTS:
+            chosen = Choice(DEFAULTS[stage])
+        values[stage] = chosen
+    for key, stage in REPEATED.items():
+        listed = [_choice(one, key) for one in content.get(key) or []]
+        names = given.get(stage) or ()
+        values[key] = tuple(next((c for c in listed if c.name == name), Choice(name)) for name in names) if names else tuple(listed)
+    suggested = content.get("suggested") or {}
+    if not isinstance(suggested, dict) or not all(isinstance(one, dict) for one in suggested.values()):
+        raise RecipeError("'suggested' must map stage:name to options.", "Leave it out: it is written by ftx.")
+    recipe = Recipe(**values, suggested=suggested)
+    for assignment in assignments:
+        recipe = _assign(recipe, assignment)
+    return recipe
+
+
+def _assign(recipe: Recipe, assignment: str) -> Recipe:
+    path, equals, text = assignment.partition("=")
+    head, dot, option = path.strip().partition(".")
+    if not equals or not dot or not option:
+        raise OptionError(f"-o {assignment}: not of the form STAGE.OPTION=VALUE.", "For example: -o adapter.r=8, or -o exact-match.max_new_tokens=64")
+    if head in SINGLE:
+        choice = getattr(recipe, head)
+        if choice is None:
+            raise OptionError(f"-o {assignment}: no {head} is chosen.", f"Add --{head} NAME.")
+        changed: dict[str, Any] = {head: Choice(choice.name, {**_without(choice.options, option), option: Text(text)})}
+        return replace(recipe, **changed)
+    for key in REPEATED:
+        choices = getattr(recipe, key)
+        if any(choice.name == head for choice in choices):
+            changed = {key: tuple(Choice(c.name, {**_without(c.options, option), option: Text(text)}) if c.name == head else c for c in choices)}
+            return replace(recipe, **changed)
+    known = [*SINGLE, *(choice.name for key in REPEATED for choice in getattr(recipe, key))]
+    raise OptionError(
+        f"-o {assignment}: '{head}' is neither a stage nor a chosen evaluator or observer.{did_you_mean(head, known)}", f"Possible: {', '.join(known)}."
+    )
+
+
+def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """`options` less `name`; for `args.lr` also less the entry `lr` of the mapping `args`."""
+    head, dot, tail = name.partition(".")
+    kept = {key: value for key, value in options.items() if key != name}
+    if dot and isinstance(kept.get(head), dict):
+        kept[head] = {key: value for key, value in kept[head].items() if key != tail}
+    return kept
+
+
+def resolve(recipe: Recipe, catalogue: Catalogue, *, training: bool = True) -> tuple[Recipe, Hooks]:
+    """Load every chosen plugin, apply suggestions and options, register them: the Recipe with all values, and the hooks.
+
+    Default < suggestion < recipe < -o. Raises PluginError or OptionError; nothing heavy is imported.
+    """
+    classes = {(stage, choice.name): catalogue.load(stage, choice.name) for stage, choice in recipe.choices()}
+    suggestions, authors = _suggestions(recipe, classes)
+    hooks, complete = Hooks(), {}
+    for stage, choice in recipe.choices():
+        cls = classes[stage, choice.name]
+        advised = {k: v for k, v in suggestions.get(stage, {}).items() if k in fields(cls) and k not in choice.options}
+        plugin = build(cls, {**advised, **choice.options}, stage=stage if stage in SINGLE else choice.name, name=choice.name)
+        hooks.add(plugin, stage, choice.name)
+        complete[stage, choice.name] = Choice(choice.name, as_dict(plugin))
+        for option in advised:
+            authors.setdefault((stage, option), {})["used"] = True
+    hooks.check()
+    if training:
+        for stage in REQUIRED_STAGES:
+            if getattr(recipe, stage) is None:
+                raise RecipeError(f"no {stage} is chosen.", f"Add --{stage} NAME.")
+    used: dict[str, dict[str, Any]] = {}
+    for (stage, option), about in authors.items():
+        if about.get("used"):
+            used.setdefault(about["by"], {})[f"{stage}.{option}"] = suggestions[stage][option]
+    single: dict[str, Any] = {stage: complete[stage, choice.name] for stage, choice in recipe.choices() if stage in SINGLE}
+    repeated: dict[str, Any] = {key: tuple(complete[stage, choice.name] for choice in getattr(recipe, key)) for key, stage in REPEATED.items()}
+    return replace(recipe, **single, **repeated, suggested=used), hooks
+
+
+def _suggestions(recipe: Recipe, classes: dict[tuple[str, str], type[Any]]) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], dict[str, Any]]]:
+    """stage -> option -> suggested value, and who suggests it. A written recipe's own suggestions hold for the plugins
+    that are still chosen, so that a repeat does not follow a plugin that has changed its mind."""
+    values: dict[str, dict[str, Any]] = {}
+    authors: dict[tuple[str, str], dict[str, Any]] = {}
+    for (stage, name), cls in classes.items():
+        said = declared(cls, "suggests")
+        said = recipe.suggested.get(f"{stage}:{name}", said() if callable(said) else said)
+        for path, value in said.items():
+            target, _, option = path.partition(".")
+            earlier = authors.get((target, option))
+            explicit = option in getattr(getattr(recipe, target, None), "options", {})
+            if earlier and values[target][option] != value and not explicit:
+                raise OptionError(
+                    f"{earlier['by']} suggests {path}={values[target][option]} and {stage}:{name} suggests {value}.",
+                    f"Say which: -o {path}=VALUE",
+                )
+            values.setdefault(target, {})[option] = value
+            authors[target, option] = {"by": f"{stage}:{name}"}
+    return values, authors
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """A resolved recipe as YAML that runs again to the same result. Suggested values stand under `suggested` only."""
+    content: dict[str, Any] = {key: getattr(recipe, "start" if key == "from" else key) for key in PLAIN}
+    for key in PATHS:
+        if content[key] is not None and Path(content[key]).expanduser().exists():
+            content[key] = str(Path(content[key]).expanduser().absolute())
+    hidden = {path for said in recipe.suggested.values() for path in said}
+    for stage in SINGLE:
+        choice = getattr(recipe, stage)
+        if choice is not None:
+            content[stage] = {"name": choice.name, **{k: v for k, v in choice.options.items() if f"{stage}.{k}" not in hidden}}
+    for key in REPEATED:
+        content[key] = [{"name": choice.name, **choice.options} for choice in getattr(recipe, key)]
+    if recipe.suggested:
+        content["suggested"] = recipe.suggested
+    return yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False, allow_unicode=True)

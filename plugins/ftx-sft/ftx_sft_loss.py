@@ -1,0 +1,48 @@
+"""The loss: cross-entropy in fp32 at the positions whose next token is supervised, and at no other."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from ftx.encode import IGNORE
+from torch import Tensor, nn
+
+
+def next_is_supervised(labels: Tensor) -> Tensor:
+    """Labels [batch, length] -> bool mask [batch, length] of the positions that predict a supervised token."""
+    keep = torch.zeros_like(labels, dtype=torch.bool)
+    keep[:, :-1] = labels[:, 1:] != IGNORE
+    return keep
+
+
+def supervised_tokens(labels: Tensor) -> int:
+    """How many labels [batch, length] count in the loss: the denominator. The first of a row is nobody's next token."""
+    return int((labels[:, 1:] != IGNORE).sum())
+
+
+def kept_logits(logits: Tensor, keep: Tensor) -> Tensor:
+    """Logits of the kept positions, [kept, vocabulary], whether or not the model left out the others.
+
+    Full logits may be longer than `keep` at the front: prompt-tuning adapters put virtual tokens there.
+    """
+    return logits[:, -keep.shape[1] :][keep] if logits.dim() == 3 else logits
+
+
+def summed_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """Sum of the cross-entropies of `logits` [kept, vocabulary], in fp32; 0 with a gradient if nothing is kept."""
+    return nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep[:, :-1]], reduction="sum")
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether the module's forward takes an argument of this name, or any."""
+    parameters = inspect.signature(module.forward).parameters
+    return name in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+def takes_mask(model: nn.Module, inner: nn.Module) -> bool:
+    """Whether `model(..., logits_to_keep=mask)` runs the head of the transformers model `inner` on the mask only."""
+    settings: Any = getattr(model, "active_peft_config", None)
+    virtual = getattr(settings, "is_prompt_learning", False)  # virtual tokens in front: the mask would not fit
+    return not virtual and takes(model, "logits_to_keep") and "logits_to_keep" in inspect.signature(inner.forward).parameters
