@@ -18,7 +18,7 @@ TRAIN, TEST = 500, 100
 INSTRUCTION = "Give the name and the price as JSON."
 
 KINDS = """Amber Ash Atlas Aurora Autumn Birch Brass Cedar Coastal Copper Cotton Crystal Delta Ember Falcon Garden Golden
-Granite Harbor Heritage Indigo Ivory Linen Lunar Maple Marble Meadow Nordic Nova Oak Ocean Olive Orchid Orion Pearl Phoenix
+Granite Hazel Heritage Indigo Ivory Linen Lunar Maple Marble Meadow Nordic Nova Oak Ocean Olive Orchid Orion Pearl Phoenix
 Polar Prairie Royal Sahara Sierra Silver Solar Summit Titan Urban Vega Velvet Walnut Willow Winter Zephyr""".split()
 THINGS = """Alarm Clock, Apron, Armchair, Backpack, Basket, Bench, Blanket, Blender, Bookshelf, Bottle, Bowl, Camera, Candle,
 Chair, Coffee Grinder, Cup, Desk, Desk Lamp, Doormat, Drill, Fan, Guitar, Hammock, Headphones, Helmet, Jacket, Kettle,

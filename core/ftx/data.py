@@ -224,8 +224,12 @@ def _feature(values: list[Any]) -> Any:
 
 def _are_small_ints(items: Iterable[Any]) -> bool:
     """True for at least one item, all of them whole numbers of 32 bits."""
-    item = None
-    return all(type(item := one) is int and -(2**31) <= one < 2**31 for one in items) and item is not None
+    found = False
+    for item in items:
+        if type(item) is not int or not -(2**31) <= item < 2**31:
+            return False
+        found = True
+    return found
 
 
 def format_rows(dataset: Dataset, convert: Callable[[dict[str, Any]], Any], run: Run) -> Dataset:

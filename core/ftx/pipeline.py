@@ -178,6 +178,7 @@ def writing(directory: RunDir, hooks: Hooks, run: Run, *, fresh: bool) -> Iterat
         handler = logging.FileHandler(directory / "log.txt", encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{directory} cannot be written ({error.strerror}).", "Give another --output.") from error
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported once, by the run
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -202,7 +203,8 @@ def writing(directory: RunDir, hooks: Hooks, run: Run, *, fresh: bool) -> Iterat
         raise _as_run_error(error, directory) from error
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def _as_run_error(error: BaseException, directory: RunDir) -> BaseException:

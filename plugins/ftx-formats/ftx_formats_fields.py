@@ -94,11 +94,9 @@ def check_columns(dataset: Dataset, plugin: Any, needed: Iterable[str]) -> None:
     missing = [column for column in [*needed, *named] if column not in columns]
     if not missing:
         return
-    fitting = [guess.command for guess in guesses(dataset)]
-    raise DataError(
-        f"no column is called '{missing[0]}'; the file has: {', '.join(columns)}.",
-        f"These columns fit {' or '.join(fitting)}" if fitting else "Name the file's own columns with the formatter's column options: `ftx plugins show formatter NAME` lists them.",
-    )
+    fitting = " or ".join(guess.command for guess in guesses(dataset))
+    remedy = f"These columns fit {fitting}" if fitting else "Name the file's own columns with the formatter's options: see `ftx plugins show formatter NAME`."
+    raise DataError(f"no column is called '{missing[0]}'; the file has: {', '.join(columns)}.", remedy)
 
 
 def say_unused(dataset: Dataset, run: Run, formatter: str, used: Iterable[str | None]) -> None:
@@ -166,7 +164,7 @@ Seen = dict[str, list[Any]]
 
 def _preferences(seen: Seen) -> Iterable[Guess]:
     if {"chosen", "rejected"} <= seen.keys():
-        prompts = [column for column in ("prompt", "conversations", "instruction") if column in seen][:1]
+        prompts = [column for column in seen if column in ("prompt", "conversations", "instruction")][:1]
         options = {}
         if not prompts and "question" in seen:
             prompts, options = ["question"], {"prompt_column": "question", "style": "chat"}

@@ -8,7 +8,7 @@ from typing import Any
 from ftx import RowError
 from ftx_formats_fields import Note, as_text, kind, parse_json
 
-Messages = list[dict[str, Any]]
+MessageList = list[dict[str, Any]]
 
 #: ShareGPT's tags -> roles, as in LLaMA-Factory's data/README.md; `function` marks a turn that is a tool call.
 TAGS = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "function", "system": "system", "tool": "tool"}
@@ -24,7 +24,7 @@ FOLLOWS: dict[str, tuple[str | None, ...]] = {
 ARTICLE = {"assistant": "an assistant"}
 
 
-def either_messages(value: Any, name: str) -> Messages:
+def either_messages(value: Any, name: str) -> MessageList:
     """One message or a list of them, in the OpenAI format or in ShareGPT's with its usual tags: told apart by the keys."""
     if isinstance(value, dict):
         value = [value]
@@ -33,7 +33,7 @@ def either_messages(value: Any, name: str) -> Messages:
     return openai_messages(value, name)
 
 
-def openai_messages(value: Any, name: str) -> Messages:
+def openai_messages(value: Any, name: str) -> MessageList:
     """OpenAI messages as chat templates want them: text content, tool calls with their arguments as objects.
 
     Other keys (`name`, `tool_call_id`, `reasoning_content`, ...) stay. The former `function_call` key and `function`
@@ -45,7 +45,7 @@ def openai_messages(value: Any, name: str) -> Messages:
         role = turn.get("role")
         role = ALIASES.get(role, role) if isinstance(role, str) else role
         if role not in FOLLOWS:
-            raise RowError(f"{where}: unknown role {_shown(role)}; known: {', '.join(FOLLOWS)}")
+            raise RowError(f"{where}: unknown role {shown(role)}; known: {', '.join(FOLLOWS)}")
         message = {key: one for key, one in turn.items() if key not in ("role", "content", "tool_calls", "function_call", "weight") and one is not None}
         calls = _calls(turn, where)
         content = _content(turn.get("content"), where, role, may_be_empty=bool(calls))
@@ -53,13 +53,13 @@ def openai_messages(value: Any, name: str) -> Messages:
     return messages
 
 
-def sharegpt_messages(value: Any, name: str, role_tag: str = "from", content_tag: str = "value", tags: dict[str, str] = TAGS) -> Messages:
+def sharegpt_messages(value: Any, name: str, role_tag: str = "from", content_tag: str = "value", tags: dict[str, str] = TAGS) -> MessageList:
     """ShareGPT turns -> OpenAI messages; a `function` turn (JSON: one call, or a list of them) becomes `tool_calls`."""
-    messages: Messages = []
+    messages: MessageList = []
     for where, turn in _turns(value, name):
         tag = turn.get(role_tag)
         if not isinstance(tag, str) or tag not in tags:
-            raise RowError(f"{where}: unknown role tag {_shown(tag)} under '{role_tag}'; known: {', '.join(tags)}")
+            raise RowError(f"{where}: unknown role tag {shown(tag)} under '{role_tag}'; known: {', '.join(tags)}")
         role = tags[tag]
         if role == "function":
             called = parse_json(as_text(turn.get(content_tag), f"{where} ({tag})"), f"{where} ({tag})")
@@ -72,7 +72,7 @@ def sharegpt_messages(value: Any, name: str, role_tag: str = "from", content_tag
     return messages
 
 
-def transcript_messages(value: str, name: str) -> Messages:
+def transcript_messages(value: str, name: str) -> MessageList:
     """A transcript as in Anthropic's hh-rlhf, `\\n\\nHuman: ...\\n\\nAssistant: ...` -> messages."""
     lead, *parts = re.split(r"(?:^|\n\n)(Human|Assistant):", value)
     if lead.strip() or not parts:
@@ -81,7 +81,7 @@ def transcript_messages(value: str, name: str) -> Messages:
     return openai_messages([{"role": "user" if who == "Human" else "assistant", "content": said.strip()} for who, said in turns], name)
 
 
-def with_system(messages: Messages, system: str) -> Messages:
+def with_system(messages: MessageList, system: str) -> MessageList:
     """The conversation under a system text that stands in a column of its own ("": none)."""
     if not system:
         return messages
@@ -92,28 +92,28 @@ def with_system(messages: Messages, system: str) -> Messages:
     return [{"role": "system", "content": system}, *messages]
 
 
-def check_conversation(messages: Messages, name: str, hint: str = "") -> Messages:
+def check_conversation(messages: MessageList, where: str, hint: str = "") -> MessageList:
     """The conversation itself; RowError if its roles are out of order or it does not end with an answer.
 
-    `hint` ends the texts about turns that could be dropped at the start or at the end.
+    `where` begins the error texts ("field 'messages'"); `hint` ends those about turns that could be dropped at the start or at the end.
     """
     before = None
     for number, message in enumerate(messages, start=1):
         role = message["role"]
         if before not in FOLLOWS[role]:
             if before in (None, "system") and role in ("assistant", "tool"):
-                raise RowError(f"field '{name}' begins with {_a(role)} turn{hint}")
+                raise RowError(f"{where} begins with {_a(role)} turn{hint}")
             place = "must stand first" if role == "system" else f"cannot follow {_a(before or role)} turn"
-            raise RowError(f"field '{name}', message {number}: {_a(role)} turn {place}")
+            raise RowError(f"{where}, message {number}: {_a(role)} turn {place}")
         before = role
     if not any(message["role"] == "assistant" for message in messages):
-        raise RowError(f"field '{name}' has no assistant turn")
+        raise RowError(f"{where} has no assistant turn")
     if before != "assistant":
-        raise RowError(f"field '{name}' ends with {_a(str(before))} turn that no answer follows{hint}")
+        raise RowError(f"{where} ends with {_a(str(before))} turn that no answer follows{hint}")
     return messages
 
 
-def trimmed(messages: Messages, note: Note) -> Messages:
+def trimmed(messages: MessageList, note: Note) -> MessageList:
     """Without the turns before the first user turn (a system text stays) and those after the last answer; notes what went."""
     roles = [message["role"] for message in messages]
     lead = 1 if roles[:1] == ["system"] else 0
@@ -145,6 +145,13 @@ def tools_of(value: Any, name: str) -> list[dict[str, Any]]:
     return tools
 
 
+def shown(value: Any) -> str:
+    """A value for an error text: short texts and numbers as they are, anything else by its kind."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "...")
+    return str(value) if isinstance(value, float) or type(value) is int else kind(value)
+
+
 def _turns(value: Any, name: str) -> list[tuple[str, dict[str, Any]]]:
     if value is None:
         raise RowError(f"field '{name}' is missing or null")
@@ -158,7 +165,7 @@ def _turns(value: Any, name: str) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(turn, dict):
             raise RowError(f"{where} must be an object, this is {kind(turn)}")
         if turn.get("weight") not in (None, 1):
-            raise RowError(f"{where} has weight {_shown(turn['weight'])}: turns cannot be weighted, every answer counts in the loss")
+            raise RowError(f"{where} has weight {shown(turn['weight'])}: turns cannot be weighted, every answer counts in the loss")
         turns.append((where, turn))
     return turns
 
@@ -168,8 +175,8 @@ def _content(value: Any, where: str, role: str, *, may_be_empty: bool = False) -
     if isinstance(value, list):
         for part in value:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                shown = _shown(part.get("type")) if isinstance(part, dict) else kind(part)
-                raise RowError(f"{where} ({role}) has a part of type {shown}: only text can be trained on")
+                what = f"of type {shown(part.get('type'))}" if isinstance(part, dict) else f"that is {kind(part)}"
+                raise RowError(f"{where} ({role}) has a part {what}: only text can be trained on")
         value = "".join(part["text"] for part in value)
     if may_be_empty and value is None:
         return ""
@@ -209,7 +216,3 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 def _a(role: str) -> str:
     return ARTICLE.get(role, f"a {role}")
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else kind(value) if not isinstance(value, int | float) else str(value)

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from ftx import RowError
 from ftx_formats_fields import Note, as_text, is_tree, kind
-from ftx_formats_messages import Messages
+from ftx_formats_messages import MessageList, shown
 
 ROLES = {"prompter": "user", "assistant": "assistant"}
 Path = tuple[dict[str, Any], ...]
 
 
-def conversations(tree: Any, name: str, which: str, note: Note) -> list[Messages]:
-    """The tree's conversations, root to last answer, in file order; with `which` = best only the best-ranked one.
+def best_conversation(tree: Any, name: str) -> MessageList:
+    """The best-ranked answer at every step, as far as there are answers: a question that none follows is not in it.
 
-    Best: the best-ranked answer at every step (rank 0 is best, unranked ones come last, the file's order decides
-    between equals and between follow-up questions, which carry no rank) that leads on to an answer.
+    Rank 0 is best and unranked answers come last; the file's order decides between equals, and between follow-up
+    questions, which carry no rank.
     """
-    if which == "best":
-        note = _unheard  # all but one conversation is left out by choice
-    answers = [path for path in _paths(tree, name, note) if path[-1]["role"] == "assistant"]
-    continued = {id(path[-3]) for path in answers if len(path) > 2}
-    ends = [path for path in answers if id(path[-1]) not in continued]
-    if not ends:
-        raise RowError(f"field '{name}': the tree has no answer")
-    return [_messages(path) for path in ([min(ends, key=_order)] if which == "best" else ends)]
+    return _messages(min(_to_last_answers(_paths(tree, name), name), key=_order))
 
 
-def ranked_pairs(tree: Any, name: str, which: str, note: Note) -> list[tuple[Messages, Messages, Messages]]:
+def all_conversations(tree: Any, name: str, note: Note, *, trim: bool) -> list[MessageList]:
+    """Every branch that ends with an answer, in file order; notes how many do not.
+
+    With `trim` those are used too, up to their last answer, where that answer is not in another branch.
+    """
+    paths = _paths(tree, name, note)
+    parents = {id(path[-2]) for path in paths if len(path) > 1}
+    leaves = [path for path in paths if id(path[-1]) not in parents]
+    complete = [path for path in leaves if path[-1]["role"] == "assistant"]
+    if trim:
+        complete = _to_last_answers(paths, name)
+    elif not complete:
+        raise RowError(f"field '{name}': no branch of the tree ends with an answer (-o formatter.trim=true drops the last questions)")
+    questions = sum(path[-1]["role"] == "prompter" for path in leaves)
+    if questions:
+        note(f"dropped {questions} question(s) that no answer follows" if trim else f"left out {questions} branch(es) of the tree that end with a question")
+    return [_messages(path) for path in complete]
+
+
+def ranked_pairs(tree: Any, name: str, which: str, note: Note) -> list[tuple[MessageList, MessageList, MessageList]]:
     """(prompt, chosen, rejected) for answers to one question that have different ranks.
 
     `which` = best-worst: the best and the worst answer of each question; all: every such two.
@@ -48,8 +61,8 @@ def ranked_pairs(tree: Any, name: str, which: str, note: Note) -> list[tuple[Mes
     return pairs
 
 
-def _paths(tree: Any, name: str, note: Note) -> list[Path]:
-    """Root-to-message paths of every message that is not deleted, in file order; notes what is left out."""
+def _paths(tree: Any, name: str, note: Note | None = None) -> list[Path]:
+    """Root-to-message paths of every message that is not deleted, in file order; notes how many are."""
     if not is_tree(tree):
         raise RowError(f"field '{name}' must be a tree of messages with replies, this is {kind(tree)}")
     paths: list[Path] = []
@@ -62,13 +75,18 @@ def _paths(tree: Any, name: str, note: Note) -> list[Path]:
             continue
         paths.append(path)
         waiting += [(*path, reply) for reply in reversed(_replies(path, name))]
-    if deleted:
+    if deleted and note is not None:
         note(f"left out {deleted} deleted message(s) of the tree, with what follows them")
-    answered = {id(path[-2]) for path in paths if len(path) > 1}
-    unanswered = sum(path[-1]["role"] == "prompter" and id(path[-1]) not in answered for path in paths)
-    if unanswered:
-        note(f"left out {unanswered} question(s) of the tree that have no answer")
     return paths
+
+
+def _to_last_answers(paths: list[Path], name: str) -> list[Path]:
+    """The paths to answers that no further answer follows."""
+    answers = [path for path in paths if path[-1]["role"] == "assistant"]
+    continued = {id(path[-3]) for path in answers if len(path) > 2}
+    if not answers:
+        raise RowError(f"field '{name}': the tree has no answer")
+    return [path for path in answers if id(path[-1]) not in continued]
 
 
 def _replies(path: Path, name: str) -> list[dict[str, Any]]:
@@ -78,7 +96,7 @@ def _replies(path: Path, name: str) -> list[dict[str, Any]]:
     as_text(message.get("text"), where)
     wanted = "prompter" if len(path) % 2 else "assistant"
     if message.get("role") != wanted:
-        raise RowError(f"{where}: the role must be '{wanted}', this is {message.get('role')!r}")
+        raise RowError(f"{where}: the role must be '{wanted}', this is {shown(message.get('role'))}")
     rank, replies = message.get("rank"), message.get("replies") or []
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
         raise RowError(f"{where}: the rank must be a whole number, this is {kind(rank)}")
@@ -93,13 +111,10 @@ def _order(path: Path) -> list[tuple[bool, int, int]]:
 
 
 def _places(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    for parent, message in zip(path, path[1:], strict=False):
+    for parent, message in pairwise(path):
         yield message, next(place for place, reply in enumerate(parent["replies"]) if reply is message)
 
 
-def _messages(path: Path) -> Messages:
+def _messages(path: Path) -> MessageList:
     return [{"role": ROLES[message["role"]], "content": message["text"]} for message in path]
 
-
-def _unheard(reason: str) -> None:
-    """A note that nobody needs."""

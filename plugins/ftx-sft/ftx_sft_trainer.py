@@ -92,7 +92,8 @@ def numbered(encoded: Dataset, pack_length: int | None = None) -> Dataset:
     Packed, best fit decreasing, it has as many rows as there are packs, and `seq_lengths`.
     """
     tokens = encoded.select_columns(["input_ids", "labels"])
-    rows = [[number] * (1 if pack_length is None else len(ids)) for number, ids in enumerate(tokens["input_ids"])]
+    lengths = [1] * len(tokens) if pack_length is None else [len(ids) for ids in tokens["input_ids"]]
+    rows = [[number] * length for number, length in enumerate(lengths)]
     column = Dataset.from_dict({"rows": rows}, features=Features({"rows": List(Value("int32"))}))
     tokens = tokens.add_column("rows", column.data.column("rows"), feature=column.features["rows"])
     return tokens if pack_length is None else pack_dataset(tokens, pack_length, strategy="bfd")
@@ -267,8 +268,8 @@ class Loan:
 
     #: A patched `forward` on the instance would make a deep copy of the model run the original's weights.
     LEFT = ("forward", "_original_forward", "_is_accelerate_prepared", "model_tags")
-    #: What TRL wants of a model and a plain nn.Module around one does not have.
-    LENT = ("config", "generation_config", "add_model_tags", "activation_checkpointing_enable")
+    #: What TRL and transformers want of a model and a plain nn.Module around one does not have.
+    LENT = ("config", "generation_config", "add_model_tags", "activation_checkpointing_enable", "_keys_to_ignore_on_save")
 
     def __init__(self, model: nn.Module, inner: PreTrainedModel) -> None:
         self.model, self.inner = model, inner
@@ -294,6 +295,8 @@ class Loan:
             hidden["is_quantized"] = False  # only peft counts there as an adapter on a quantised model
         if hasattr(self.model, "peft_config") and hasattr(self.model.get_output_embeddings(), "base_layer"):
             hidden["get_output_embeddings"] = lambda: None  # TRL's own loss cannot train an adapter on the head; this one can
+        if hasattr(self.model, "enable_input_require_grads"):
+            hidden["enable_input_require_grads"] = lambda: None  # transformers calls it again at the start of training, and forgets this first hook
         own = dict(vars(self.model))
         vars(self.model).update(hidden)
         try:

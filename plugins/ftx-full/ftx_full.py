@@ -1,0 +1,98 @@
+"""The adapter `full`: every weight of the model trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftx import hookimpl, plugin
+from ftx.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ftx import Run
+
+
+@plugin
+class Full:
+    """Full fine-tuning: no adapter, every weight trains.
+
+    The weights are kept in float32 whatever the run's dtype: at a learning rate of 5e-6 most steps are smaller than the
+    spacing of bfloat16, and weights in bfloat16 would not move.
+    """
+
+    suggests = {"trainer.learning_rate": 5e-6, "trainer.num_train_epochs": 2}
+
+    @hookimpl
+    def preflight(self, run: Run) -> list[str]:
+        if run.recipe.quantizer is None:
+            return []
+        return [f"quantizer '{run.recipe.quantizer.name}' gives weights that cannot be trained in full: drop --quantizer, or use --adapter lora."]
+
+    @hookimpl
+    def adapt_model(self, model: PreTrainedModel, run: Run) -> PreTrainedModel:
+        """The same model in float32 with every weight trainable; RunError for a quantised one."""
+        if getattr(model, "is_quantized", False):
+            raise RunError(f"the weights of {run.model} are quantised and cannot be trained in full.", "Use --adapter lora, or a model that is not quantised.")
+        _note_learning_rate(run)
+        model.float()
+        model.config.dtype = _float32()
+        model.requires_grad_(True)
+        return model
+
+    @hookimpl
+    def save_adapted(self, model: PreTrainedModel, path: Path, run: Run) -> None:
+        model.save_pretrained(path)
+
+    @hookimpl
+    def load_adapted(self, base: PreTrainedModel, path: Path, run: Run) -> PreTrainedModel:
+        """The model in `path`, in float32, on the base's device; the base itself is not used up.
+
+        transformers reads it, because the names on disk may differ from those in memory (mixtures of experts).
+        Raises RunError for missing, unexpected or misshapen weights: transformers alone would fill them in at random.
+        """
+        if not (path / "config.json").is_file():
+            raise RunError(f"{path} holds no model (no config.json).", "It must come from a run with --adapter full.")
+        model, info = type(base).from_pretrained(
+            path,
+            dtype=_float32(),
+            attn_implementation=base.config._attn_implementation,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        wrong = {
+            "missing": info["missing_keys"],
+            "unexpected": info["unexpected_keys"],
+            "misshapen": [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]],
+        }
+        for what, names in wrong.items():
+            if names:
+                raise RunError(f"{path}: {len(names)} {what} weights, such as {min(names)}.", "Start from the model that this run started from.")
+        return model.to(base.device).eval()
+
+    @hookimpl
+    def merge_adapted(self, model: PreTrainedModel, run: Run) -> PreTrainedModel:
+        """The same model in the run's dtype; the float32 weights are gone afterwards."""
+        if run.dtype is not None:
+            for parameter in model.parameters():  # not model.to(dtype), which would round the rotary frequencies too
+                parameter.data = parameter.data.to(run.dtype)
+            model.config.dtype = run.dtype
+        return model
+
+    @hookimpl
+    def adapter_off(self, model: Any, run: Run) -> None:
+        """None: the base's weights are overwritten."""
+
+
+def _note_learning_rate(run: Run) -> None:
+    rate = getattr(run.recipe.trainer, "options", {}).get("learning_rate")
+    if rate is not None and not 1e-6 <= rate <= 5e-6:
+        run.say(f"note: learning rate {rate:g} is outside 1e-6 to 5e-6, the usual range for full fine-tuning")
+
+
+def _float32() -> Any:
+    import torch
+
+    return torch.float32

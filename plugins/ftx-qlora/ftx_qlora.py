@@ -1,0 +1,58 @@
+"""The adapter `qlora`: LoRA on a base that it loads in 4 bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ftx import hookimpl, plugin
+from ftx_bnb import environment, four_bits, keep_weights, obstacles
+from ftx_lora import LoRA
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+    from ftx import Run
+
+
+@plugin
+class QLoRA(LoRA):
+    """LoRA on a base in NF4 with double quantisation, computing in bfloat16 (Dettmers et al., 2023, arXiv 2305.14314)."""
+
+    owns = {"quantization_config": "qlora brings its own 4-bit base: drop --quantizer, or use --adapter lora."}
+
+    @staticmethod
+    def suggests() -> dict[str, Any]:
+        """LoRA's, and the paper's paged 8-bit optimizer where there is a GPU for it."""
+        import torch
+
+        paged = {"trainer.optim": "paged_adamw_8bit"} if torch.cuda.is_available() else {}
+        return LoRA.suggests | paged
+
+    @hookimpl
+    def preflight(self, run: Run) -> list[str]:
+        reasons = super().preflight(run) + obstacles(run)
+        optimizer = getattr(run.recipe.trainer, "options", {}).get("optim")
+        if run.device == "cpu" and str(optimizer).startswith("paged_"):
+            reasons.append(f"the optimizer {optimizer} needs a GPU: -o trainer.optim=adamw_torch")
+        return reasons
+
+    @hookimpl
+    def quantization_config(self, run: Run) -> BitsAndBytesConfig:
+        return four_bits("nf4", double_quant=True, run=run)
+
+    @hookimpl
+    def model_loaded(self, model: PreTrainedModel, run: Run) -> None:
+        keep_weights(model)
+        super().model_loaded(model, run)
+
+    @hookimpl
+    def adapt_model(self, model: PreTrainedModel, run: Run) -> PeftModel:
+        computes = str(run.dtype or "float32").removeprefix("torch.")
+        if computes != "bfloat16":
+            run.say(f"note: qlora computes in {computes}, the run's dtype, instead of bfloat16")
+        return super().adapt_model(model, run)
+
+    @hookimpl
+    def check_environment(self) -> list[str]:
+        return environment()

@@ -1,0 +1,299 @@
+"""The run: what lies on disk, in which order hooks fire, what repeats to the bit, and what a failure leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support import read_rows as lines
+from support import write_rows
+
+FILES = {"recipe.yaml", "manifest.json", "audit.json", "ledger.jsonl", "metrics.jsonl", "scores.json", "log.txt", "checkpoints", "model", "eval"}
+
+
+def weights(run: Path) -> dict[str, str]:
+    """File -> sha256 of all saved weights."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted((run / "model").rglob("*.safetensors"))}
+
+
+def leftovers(run: Path) -> list[str]:
+    return [str(file) for file in run.rglob("*.tmp")]
+
+
+# ---- what a run leaves ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_files(cli, toy_run, small, tmp_path):
+    run = tmp_path / "run"
+    result = cli(*toy_run("--eval-data", small["eval"], "--evaluator", "toys:Equal"))
+    assert result.exit_code == 0, result.output
+    assert {file.name for file in run.iterdir()} == FILES
+    metrics = lines(run / "metrics.jsonl")
+    assert [line["step"] for line in metrics][0] == 1 and metrics[-1]["step"] == 6
+    assert {"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "supervised_tokens", "tokens_per_second", "peak_memory"} <= set(metrics[-1])
+    assert metrics[-1]["tokens"] > metrics[-1]["supervised_tokens"] > 0
+    scores = json.loads((run / "scores.json").read_text())
+    assert [(s["evaluator"], s["metric"], s["phase"], s["n"]) for s in scores] == [
+        ("toys:Equal", "equal", "base", 6),
+        ("toys:Equal", "equal", "tuned", 6),
+        ("toys:Equal", "changed", "change", 6),
+    ]
+    questions = [row["q"] for row in lines(small["eval"])]
+    for phase in ("base", "tuned"):
+        items = lines(run / "eval" / "toys:Equal" / f"{phase}.jsonl")
+        assert [item["prompt"][0]["content"] for item in items] == questions
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["finished"] and manifest["plugins"]["trainer:sft"]["distribution"] == "ftx-sft"
+    assert list(manifest["data"]["data"]["files"].values())[0]["sha256"] == hashlib.sha256(small["train"].read_bytes()).hexdigest()
+    assert not [file for file in (run / "model").rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert (run / "model" / "tokenizer.json").exists() and not leftovers(run)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert "output" not in recipe and Path(recipe["data"]).is_absolute()
+    assert recipe["suggested"] == {"adapter:toys:Head": {"trainer.learning_rate": 5e-3}} and "learning_rate" not in recipe["trainer"]
+    assert "equal" in result.output and str(run) in result.output
+
+
+def test_json_is_one_object_on_standard_output(process, toy_run, tmp_path):
+    done = process(*toy_run("--json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "done" and result["run"] == str(tmp_path / "run") and "step 6/6" in done.stderr
+    refused = process(*toy_run("--json", "-o", "trainer.per_device_train_batch_size=0", output=tmp_path / "other"))
+    assert refused.returncode == 2 and json.loads(refused.stdout)["status"] == "refused"
+
+
+def test_quiet_prints_nothing(process, toy_run):
+    done = process(*toy_run("--quiet"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_hooks_fire_in_this_order(cli, toy_run, small, tmp_path):
+    diary = tmp_path / "diary.jsonl"
+    result = cli(*toy_run("--eval-data", small["eval"], "--observer", "toys:Diary", "-o", f"toys:Diary.file={diary}", "--evaluator", "toys:Equal"))
+    assert result.exit_code == 0, result.output
+    assert lines(diary) == [
+        {"hook": "preflight", "directory": False},
+        {"hook": "audit_dataset", "split": "train"},
+        {"hook": "audit_dataset", "split": "eval"},
+        {"hook": "run_started", "recipe": True},
+        {"hook": "dataset_encoded", "split": "train"},
+        {"hook": "dataset_encoded", "split": "eval"},
+        {"hook": "model_loaded"},
+        {"hook": "evaluate_model"},
+        {"hook": "trainer_callbacks"},
+        {"hook": "evaluate_model"},
+        {"hook": "run_finished", "scores": 3},
+    ]
+
+
+# ---- what repeats --------------------------------------------------------------------------------------------------
+
+
+def test_a_written_recipe_runs_again_to_the_same_weights(cli, toy_run, tmp_path):
+    assert cli(*toy_run()).exit_code == 0
+    again = cli("run", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert weights(tmp_path / "run") == weights(tmp_path / "again")
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == (tmp_path / "again" / "recipe.yaml").read_text()
+    other = cli("run", tmp_path / "run" / "recipe.yaml", "--seed", "7", "--output", tmp_path / "other")
+    assert other.exit_code == 0 and weights(tmp_path / "other") != weights(tmp_path / "run")
+
+
+def test_an_evaluator_does_not_change_the_weights(cli, toy_run, small, tmp_path):
+    assert cli(*toy_run()).exit_code == 0
+    more = ("--eval-data", small["eval"], "--evaluator", "toys:Equal", "-o", "toys:Equal.draws=1000")
+    assert cli(*toy_run(*more, output=tmp_path / "judged")).exit_code == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "judged")
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_killed_and_resumed_equals_never_stopped(process, toy_run, small, tmp_path, at):
+    more = ("-o", "trainer.save_steps=2", "--eval-data", str(small["eval"]), "--evaluator", "toys:Equal", "--observer", "toys:Dying", "-o", f"toys:Dying.at={at}")
+    whole = process(*toy_run(*more, output=tmp_path / "whole"), FTX_TEST_SURVIVE="1")
+    assert whole.returncode == 0, whole.stderr
+    killed = process(*toy_run(*more))
+    assert killed.returncode == -signal.SIGKILL
+    resumed = process("resume", tmp_path / "run", FTX_TEST_SURVIVE="1")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Going on from step {at // 2 * 2}." in resumed.stdout
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    keep = ("step", "loss", "tokens", "supervised_tokens")
+    steps, expected = ([{k: line[k] for k in keep} for line in lines(tmp_path / name / "metrics.jsonl")] for name in ("run", "whole"))
+    assert steps == expected
+    assert (tmp_path / "run" / "scores.json").read_text() == (tmp_path / "whole" / "scores.json").read_text()
+
+
+def test_resume_without_a_checkpoint_starts_over_and_says_so(process, toy_run, tmp_path):
+    assert process(*toy_run("--observer", "toys:Dying", "-o", "toys:Dying.at=1")).returncode == -signal.SIGKILL
+    resumed = process("resume", tmp_path / "run", FTX_TEST_SURVIVE="1")
+    assert resumed.returncode == 0 and "There was no checkpoint: starting over." in resumed.stdout
+
+
+def test_a_broken_checkpoint_does_not_count(process, toy_run, tmp_path):
+    more = ("-o", "trainer.save_steps=2", "--observer", "toys:Dying", "-o", "toys:Dying.at=5")
+    assert process(*toy_run(*more)).returncode == -signal.SIGKILL
+    broken = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "optimizer.pt"
+    broken.write_bytes(broken.read_bytes()[:100])
+    resumed = process("resume", tmp_path / "run", FTX_TEST_SURVIVE="1")
+    assert resumed.returncode == 0 and "Going on from step 2." in resumed.stdout
+    assert process(*toy_run(*more, output=tmp_path / "whole"), FTX_TEST_SURVIVE="1").returncode == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_ctrl_c_leaves_a_resumable_run(process, toy_run, tmp_path):
+    running = process(*toy_run("-o", "trainer.max_steps=100000", "-o", "trainer.logging_steps=1"), start=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130 and f"ftx resume {tmp_path / 'run'}" in errors
+    last = lines(metrics)[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{last}" / "ftx-complete.json").exists()
+
+
+def test_resume_of_a_finished_run_says_so(cli, toy_run, tmp_path):
+    assert cli(*toy_run()).exit_code == 0
+    before = weights(tmp_path / "run")
+    again = cli("resume", tmp_path / "run")
+    assert again.exit_code == 0 and "is finished" in again.output and weights(tmp_path / "run") == before
+    assert "not a run (it has no recipe.yaml)" in cli("resume", tmp_path).stderr
+
+
+# ---- reading a run back --------------------------------------------------------------------------------------------
+
+
+def test_eval_gives_what_the_run_gave(cli, toy_run, small, tmp_path):
+    assert cli(*toy_run("--eval-data", small["eval"], "--evaluator", "toys:Equal")).exit_code == 0
+    run = tmp_path / "run"
+    scores = json.loads((run / "scores.json").read_text())
+    items = (run / "eval" / "toys:Equal" / "tuned.jsonl").read_text()
+    (run / "eval" / "toys:Equal" / "tuned.jsonl").unlink()
+    again = cli("eval", run)
+    assert again.exit_code == 0, again.output
+    assert json.loads((run / "scores.json").read_text()) == scores
+    assert (run / "eval" / "toys:Equal" / "tuned.jsonl").read_text() == items
+    shorter = cli("eval", run, "--evaluator", "toys:Equal", "-o", "toys:Equal.max_new_tokens=1", "--json")
+    assert shorter.exit_code == 0 and json.loads(shorter.stdout)["status"] == "done"
+    assert cli("eval").exit_code == 2
+
+
+def test_from_starts_from_the_earlier_model(cli, toy_run, small, tmp_path):
+    assert cli(*toy_run("--eval-data", small["eval"], "--evaluator", "toys:Equal")).exit_code == 0
+    more = ("--from", tmp_path / "run", "--eval-data", small["eval"], "--evaluator", "toys:Equal")
+    second = cli(*toy_run(*more, output=tmp_path / "second"))
+    assert second.exit_code == 0, second.output
+    assert (tmp_path / "second/eval/toys:Equal/base.jsonl").read_text() == (tmp_path / "run/eval/toys:Equal/tuned.jsonl").read_text()
+    assert weights(tmp_path / "second") != weights(tmp_path / "run")
+    assert cli("eval", tmp_path / "second").exit_code == 0
+    assert "no run with a trained model" in cli(*toy_run("--from", tmp_path, output=tmp_path / "third")).stderr
+
+
+# ---- what a failure leaves -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--formatter", "toys:Losing"], "lost or invented 12 rows without a ledger entry"),
+        (["--adapter", "toys:Frozen"], "the adapter left nothing to train"),
+        (["--adapter", "toys:Nothing"], "returned nothing from adapt_model"),
+        (["-o", "trainer.max_length=20"], "an answer cut by truncation in 24 rows"),
+    ],
+)
+def test_a_refused_run_leaves_nothing(cli, toy_run, tmp_path, more, text):
+    result = cli(*toy_run(*more))
+    assert result.exit_code == 2 and text in result.stderr
+    assert result.stderr.startswith("Error: ") and "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_overlap_of_training_and_evaluation_refuses(cli, toy_run, small, tmp_path):
+    both = write_rows(tmp_path / "both.jsonl", [*lines(small["eval"]), {"q": "WHAT  is 3?", "a": "it is 3"}])
+    result = cli(*toy_run("--eval-data", both))
+    assert result.exit_code == 2 and f"rows that stand in the training data in 1 row: {both}:7" in result.stderr
+    assert cli(*toy_run("--eval-data", both, "--allow-overlap")).exit_code == 0
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["overlap"] == {"eval_rows_in_train": 1}
+
+
+def test_allowed_truncation_is_in_the_ledger(cli, toy_run, small, tmp_path):
+    longest = write_rows(tmp_path / "long.jsonl", [*lines(small["train"]), {"q": "long?", "a": "x" * 300}])
+    result = cli(*toy_run("--data", longest, "--allow-truncation", "-o", "trainer.max_length=100"))
+    assert result.exit_code == 0, result.output
+    assert lines(tmp_path / "run" / "ledger.jsonl") == [{"file": str(longest), "line": 25, "reason": "an answer cut by truncation", "action": "cut"}]
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["train"]["cut_answers"] == 1
+
+
+def test_an_evaluator_that_raises_costs_only_its_own_scores(cli, toy_run, small, tmp_path):
+    result = cli(*toy_run("--eval-data", small["eval"], "--evaluator", "toys:Raising", "--evaluator", "toys:Equal"))
+    assert result.exit_code == 1 and "evaluator 'toys:Raising' failed: the judge is on holiday" in result.stderr
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert [(s["evaluator"], s["phase"]) for s in scores] == [("toys:Equal", phase) for phase in ("base", "tuned", "change")]
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_a_raising_run_failed_does_not_mask_the_error(cli, toy_run, tmp_path):
+    diary = tmp_path / "diary.jsonl"
+    more = ("--observer", "toys:Diary", "-o", f"toys:Diary.file={diary}", "-o", "toys:Diary.raises=run_failed")
+    result = cli(*toy_run(*more, adapter="toys:Nothing"))
+    assert result.exit_code == 2 and "returned nothing from adapt_model" in result.stderr
+    assert "returned nothing from adapt_model" in lines(diary)[-1]["error"]
+
+
+def test_an_output_that_is_taken_is_refused(cli, toy_run, tmp_path):
+    assert cli(*toy_run()).exit_code == 0
+    before = sorted(str(file) for file in (tmp_path / "run").rglob("*"))
+    again = cli(*toy_run())
+    assert again.exit_code == 2 and "holds another run" in again.stderr and "ftx resume" in again.stderr
+    assert sorted(str(file) for file in (tmp_path / "run").rglob("*")) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "diary.txt").write_text("dear diary")
+    assert "is not an empty directory" in cli(*toy_run(output=tmp_path / "other")).stderr
+    (tmp_path / "file").write_text("")
+    assert cli(*toy_run(output=tmp_path / "file" / "run")).exit_code == 2
+
+
+def test_a_read_only_directory_is_refused(process, toy_run, tmp_path):
+    place = tmp_path / "fixed"
+    place.mkdir()
+    if os.geteuid() == 0:  # root writes everywhere but on a read-only mount
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], capture_output=True, check=False).returncode:
+            pytest.skip("root, and no right to mount: no directory is read-only here")
+    else:
+        place.chmod(0o555)
+    try:
+        result = process(*toy_run(output=place / "run"))
+        assert result.returncode == 2 and "cannot be written" in result.stderr and "Traceback" not in result.stderr
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", place], check=False)
+
+
+def test_no_space_left_keeps_the_last_whole_checkpoint(process, toy_run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        more = ("-o", "trainer.save_steps=1", "-o", "trainer.save_total_limit=100", "-o", "trainer.max_steps=60", "-o", "trainer.logging_steps=1")
+        full = process(*toy_run(*more, output=disk / "run"))
+        assert full.returncode == 1, full.stdout + full.stderr
+        assert "no space left" in full.stderr and "ftx resume" in full.stderr and "Traceback" not in full.stderr
+        whole = list((disk / "run" / "checkpoints").glob("*/ftx-complete.json"))
+        assert whole
+        for old in sorted(whole, key=lambda marker: int(marker.parent.name.split("-")[1]))[:-1]:
+            shutil.rmtree(old.parent)
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        resumed = process("resume", disk / "run")
+        assert resumed.returncode == 0 and "Going on from step" in resumed.stdout, resumed.stderr
+    finally:
+        subprocess.run(["umount", disk], check=False)
