@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, TypeVar, dataclass_transform
 
 import pluggy
@@ -15,7 +16,7 @@ PROJECT = "ftx"
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 #: What a plugin class may say of itself: unannotated class attributes, never options.
-DECLARATIONS: dict[str, Any] = {"accepts": (), "produces": (), "conflicts": (), "requires": (), "suggests": {}}
+DECLARATIONS: dict[str, Any] = {"accepts": (), "produces": (), "conflicts": (), "requires": (), "suggests": {}, "owns": {}}
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, rest: bool = False) -> Any:
@@ -36,11 +37,17 @@ def plugin(cls: type[T]) -> type[T]:
 
     Frozen, so that options stay what the recipe says; compared by identity, because pluggy keeps plugins in sets.
     Raises TypeError for a declaration (`accepts`, `suggests`, ...) with an annotation, which would silently become
-    an option, and for an option without `option(...)` metadata, which would have no help.
+    an option, for one that is a bare text where a tuple belongs, for an option without `option(...)` metadata, which
+    would have no help, and for one called `name`: in a recipe that key names the plugin.
     """
-    for name in vars(cls).get("__annotations__", {}):
+    for name in inspect.get_annotations(cls):
         if name in DECLARATIONS:
             raise TypeError(f"{cls.__name__}.{name} must have no annotation: with one it would be an option")
+        if name == "name":
+            raise TypeError(f"{cls.__name__} must not have an option called 'name': in a recipe that key names the plugin")
+    for name in DECLARATIONS:
+        if isinstance(declared(cls, name), str):
+            raise TypeError(f"{cls.__name__}.{name} must be a tuple of texts, not a text")
     made = dataclasses.dataclass(kw_only=True, frozen=True, eq=False)(cls)
     for field in dataclasses.fields(made):  # type: ignore[arg-type]
         if "help" not in field.metadata:

@@ -12,6 +12,7 @@ from typing import Any
 
 import stevedore
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from ftx import __version__
 from ftx.authoring import is_plugin
@@ -43,8 +44,7 @@ class Catalogue:
 
     def __init__(self, points: Iterable[metadata.EntryPoint] | None = None) -> None:
         if points is None:
-            installed = metadata.entry_points()  # one scan; selected by group, because Python 3.11 iterates over group names
-            points = [point for stage in STAGES for point in installed.select(group=f"ftx.{stage}")]
+            points = _installed()
         seen: dict[tuple[str, ...], Entry] = {}
         for point in points:
             stage = point.group.removeprefix("ftx.")
@@ -70,7 +70,7 @@ class Catalogue:
             )
         if len(found) > 1:
             raise PluginError(
-                f"two {stage}s are called '{name}': " + " and ".join(f"{one.origin} ({one.value})" for one in found) + ".",
+                f"{'two' if len(found) == 2 else len(found)} {stage}s are called '{name}': " + " and ".join(f"{one.origin} ({one.value})" for one in found) + ".",
                 f"Uninstall one, or name the class: --{stage} {found[-1].value}",
             )
         return found[0]
@@ -109,11 +109,28 @@ def _raise(manager: Any, point: Any, error: BaseException) -> None:
     raise error
 
 
+def _installed() -> list[metadata.EntryPoint]:
+    """Every entry point of the stages from one scan; metadata that cannot be read costs only its own distribution."""
+    try:
+        found = list(metadata.entry_points())
+    except Exception:
+        found = []
+        for distribution in metadata.distributions():
+            try:
+                found += distribution.entry_points
+            except Exception:
+                logging.getLogger("ftx").warning("%s: its entry points cannot be read", getattr(distribution, "_path", "a distribution"))
+    return [point for point in found if point.group.startswith("ftx.")]
+
+
 def _entry(stage: str, point: metadata.EntryPoint) -> Entry:
     distribution = point.dist
     if distribution is None:
         return Entry(stage, point.name, point.value, "unknown", "", "", "", point)
-    about = distribution.metadata
+    try:
+        about: Any = distribution.metadata
+    except Exception:  # not UTF-8, for one: it must not break the list of the others
+        about = {"Name": None, "Version": None, "Summary": None}
     return Entry(
         stage,
         point.name,
@@ -133,7 +150,9 @@ def _check_version(entry: Entry) -> None:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
-        if requirement.name.lower() == "ftx-core" and not requirement.specifier.contains(__version__, prereleases=True):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if canonicalize_name(requirement.name) == "ftx-core" and not requirement.specifier.contains(__version__, prereleases=True):
             raise PluginError(
                 f"{entry.stage} '{entry.name}' ({entry.origin}) needs ftx-core{requirement.specifier}, this is ftx-core {__version__}.",
                 f"pip install -U ftx-core {entry.distribution}",
@@ -144,11 +163,14 @@ def _broken(entry: Entry, error: BaseException) -> PluginError:
     origin = f" ({entry.origin})" if entry.version else ""
     if isinstance(error, SystemExit):
         why = f"it ends the program on import (SystemExit: {error.code})"
-    elif isinstance(error, AttributeError) and ":" not in entry.value:
+    elif not re.fullmatch(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?", entry.value):
         why = f"its entry point '{entry.value}' is not of the form module:Class"
     else:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-    remedy = f"pip install {missing}, or see it all with --traceback." if missing and ":" not in entry.name else "See it all with --traceback."
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    remedy = f"pip install {missing}, or see it all with --traceback." if missing else "See it all with --traceback."
+    if missing and missing == entry.value.partition(":")[0].partition(".")[0]:
+        packaged = ":" not in entry.name
+        remedy = f"Install it again: pip install --force-reinstall {entry.distribution}" if packaged else "The module must lie here or be installed."
     logging.getLogger("ftx").debug("loading %s failed", entry.value, exc_info=error)
     return PluginError(f"{entry.stage} '{entry.name}'{origin} could not be loaded: {why}", remedy)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +66,7 @@ def read_dataset(reference: str, ledger: Ledger) -> Dataset:
 
 
 def _data_files(path: Path) -> list[Path]:
-    if path.is_file():
+    if not path.is_dir():
         return [path]
     files = sorted(f for f in path.iterdir() if _suffix(f) in SUFFIXES and not f.name.startswith("."))
     if not files:
@@ -96,10 +99,10 @@ def _read_file(file: Path, ledger: Ledger) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file}: cannot read a '{suffix or file.name}' file.", f"Use one of {', '.join(SUFFIXES)} (.gz is read too).")
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix.lower() == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({_first_line(error)}).", "Check the file and its permissions.") from error
     for line, row in readers[suffix](file, raw):
-        problem = row if isinstance(row, str) else _bad_numbers(row)
+        problem = row if isinstance(row, str) else _fault(row)
         if problem is None:
             yield {**row, "_file": str(file), "_line": line}  # type: ignore[dict-item]
         elif ledger.skip_bad_rows:
@@ -132,7 +135,7 @@ def _json_lines(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | 
             yield line, _object(json.loads(data.decode("utf-8")))
         except UnicodeDecodeError:
             yield line, "not valid UTF-8"
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             yield line, f"not valid JSON ({_json_problem(error)})"
 
 
@@ -143,8 +146,8 @@ def _json_array(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | 
     if at < len(text) and text[at] != "[":
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{file}:{_line_of(text, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file.") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}:{_line_of(text, at, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file.") from error
         if _skip(text, end) < len(text) and isinstance(value, dict):
             yield from _json_lines(file, raw)  # JSON lines under another name: a common habit
             return
@@ -157,9 +160,9 @@ def _json_array(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | 
         counted = at
         try:
             value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{file}:{_line_of(text, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file: what follows this place cannot be read."
+                f"{file}:{_line_of(text, at, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file: what follows this place cannot be read."
             ) from error
         yield line, _object(value)
         at = _skip(text, at)
@@ -167,12 +170,16 @@ def _json_array(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | 
             at = _skip(text, at + 1)
         elif at < len(text) and text[at] != "]":
             raise DataError(f"{file}:{text.count(chr(10), 0, at) + 1}: not valid JSON (a comma is missing between rows).", "Mend the file.")
+    end = _skip(text, at + 1)
+    if end < len(text):
+        raise DataError(f"{file}:{text.count(chr(10), 0, end) + 1}: not valid JSON (something follows the list).", "Put all rows into one list.")
     if text.strip() and at >= len(text):
         raise DataError(f"{file}:{text.count(chr(10)) + 1}: not valid JSON (the list is not closed).", "Mend the file: it seems to be cut off.")
 
 
 def _csv_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Every cell is text, as it stands: no "NA" becomes a missing value, no "01" a number."""
+    csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 128 KiB; long documents are fine
     reader = csv.reader(io.StringIO(_decode(file, raw), newline=""), strict=True)
     try:
         header = next(reader, None)
@@ -194,32 +201,47 @@ def _parquet_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] 
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(raw))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file}: not a Parquet file ({_first_line(error)}).", "Write it again.") from error
-    yield from enumerate(table.to_pylist(), start=1)
+        rows = pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{file}: not a Parquet file that can be read ({_first_line(error)}).", "Write it again.") from error
+    yield from enumerate((_as_json(row) for row in rows), start=1)
+
+
+def _as_json(value: Any) -> Any:
+    """Parquet's own types as JSON has them: dates in ISO form, decimals as their digits, maps and lists of them too."""
+    if isinstance(value, dict):
+        return {key: _as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(one) for one in value]
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value) if isinstance(value, decimal.Decimal) else value
 
 
 def to_dataset(rows: list[dict[str, Any]]) -> Dataset:
     """Rows -> a Dataset with the union of their keys; nested or mixed columns are stored as JSON, key for key."""
-    import datasets
+    from ftx.columns import dataset_of
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
     values = {column: [row.get(column) for row in rows] for column in columns}
-    features = datasets.Features({column: _feature(values[column]) for column in columns})
-    return datasets.Dataset.from_dict(values, features=features)
+    return dataset_of(values, {column: _feature(values[column]) for column in columns})
 
 
 def _feature(values: list[Any]) -> Any:
     import datasets
 
-    kinds = {type(value) for value in values if value is not None}
-    for kinds_of, dtype in (({str}, "string"), ({bool}, "bool"), ({int}, "int64"), ({float}, "float64"), ({int, float}, "float64")):
-        if kinds and kinds <= kinds_of and not (kinds_of == {int} and any(abs(v) >= 2**63 for v in values if v is not None)):
+    from ftx.columns import ExactJson
+
+    given = [value for value in values if value is not None]
+    kinds = {type(value) for value in given}
+    for kind, dtype in ((str, "string"), (bool, "bool"), (float, "float64")):
+        if kinds == {kind}:
             return datasets.Value(dtype)
-    if kinds == {list} and _are_small_ints(item for value in values if value is not None for item in value):
+    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in given):
+        return datasets.Value("int64")
+    if kinds == {list} and _are_small_ints(item for value in given for item in value):
         return datasets.List(datasets.Value("int32"))  # token ids and labels: JSON would be slow
-    return datasets.Json() if kinds else datasets.Value("string")
+    return ExactJson() if kinds else datasets.Value("string")
 
 
 def _are_small_ints(items: Iterable[Any]) -> bool:
@@ -244,7 +266,7 @@ def format_rows(dataset: Dataset, convert: Callable[[dict[str, Any]], Any], run:
         file, line = str(row.pop("_file", "row")), int(row.pop("_line", number))
         try:
             result = convert(row)
-            results = result if isinstance(result, list) else [result]
+            results = result if isinstance(result, list) else [] if result is None else [result]
             if not results:
                 raise RowError("the row gives nothing to train on")
         except RowError as error:
@@ -258,12 +280,27 @@ def format_rows(dataset: Dataset, convert: Callable[[dict[str, Any]], Any], run:
     return to_dataset(made)
 
 
-def _bad_numbers(row: dict[str, Any]) -> str | None:
-    """NaN and infinity are no JSON, and no language model's text: say which field holds one."""
-    for key, value in row.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"field '{key}' is {value}"
+def _fault(value: Any, field: str = "") -> str | None:
+    """What a row holds that is no JSON, or that no file and no tokenizer can hold, and in which field."""
+    if isinstance(value, dict):
+        return next((fault for key, one in value.items() if (fault := _fault(key, "a key") or _fault(one, f"{field}.{key}" if field else str(key)))), None)
+    if isinstance(value, list):
+        return next((fault for at, one in enumerate(value) if (fault := _fault(one, f"{field}[{at}]"))), None)
+    if isinstance(value, str):
+        return None if value.isascii() or _encodes(value) else f"field '{field}' holds half a character (an unpaired surrogate)"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"field '{field}' is {value}"
+    if not isinstance(value, int | float | None):
+        return f"field '{field}' holds {type(value).__name__}, which is neither text, number, list nor object"
     return None
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _skip(text: str, at: int) -> int:
@@ -272,12 +309,14 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _line_of(text: str, error: Exception) -> int:
-    return error.lineno if isinstance(error, json.JSONDecodeError) else text.count("\n") + 1
+def _line_of(text: str, at: int, error: Exception) -> int:
+    return error.lineno if isinstance(error, json.JSONDecodeError) else text.count("\n", 0, at) + 1
 
 
 def _json_problem(error: Exception) -> str:
-    return f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number with thousands of digits"
 
 
 def _kind(value: Any) -> str:

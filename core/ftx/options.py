@@ -16,33 +16,37 @@ class Text(str):
     """A value as it was typed on the command line: to be read as whatever the option's type wants."""
 
 
-def build(cls: Any, values: dict[str, Any], *, stage: str, name: str) -> Any:
-    """A plugin object from its options; OptionError for an unknown name, a wrong type, or what the plugin refuses."""
+def build(cls: Any, values: dict[str, Any], *, stage: str, name: str, key: str | None = None) -> Any:
+    """A plugin object from its options; OptionError for an unknown name, a wrong type, or what the plugin refuses.
+
+    `key` is what stands before an option's name on the command line (default: the stage).
+    """
+    prefix = key or stage
     known = fields(cls)
     rest = next((field.name for field in known.values() if field.metadata.get("rest")), None)
     types_of = option_types(cls)
     ready: dict[str, Any] = {}
-    for key, value in values.items():
-        head, _, tail = key.partition(".")
+    for option, value in values.items():
+        head, _, tail = option.partition(".")
         if tail and head in known and isinstance(value, Text) and _takes_dict(types_of[head]):
-            ready.setdefault(head, {})[tail] = value
-        elif key in known:
-            coerced = coerce(value, types_of[key], f"{stage}.{key}")
-            ready[key] = {**ready[key], **coerced} if isinstance(ready.get(key), dict) and isinstance(coerced, dict) else coerced
+            ready[head] = {**(ready.get(head) or {}), tail: value}
+        elif option in known:
+            coerced = coerce(value, types_of[option], f"{prefix}.{option}")
+            ready[option] = {**ready[option], **coerced} if isinstance(ready.get(option), dict) and isinstance(coerced, dict) else coerced
         elif rest is not None:
-            ready.setdefault(rest, {})[key] = value
+            ready[rest] = {**(ready.get(rest) or {}), option: value}
         else:
             raise OptionError(
-                f"{stage} '{name}' has no option '{key}'.{did_you_mean(key, known)} Options: {', '.join(known) or 'none'}.",
+                f"{stage} '{name}' has no option '{option}'.{did_you_mean(option, known)} Options: {', '.join(known) or 'none'}.",
                 f"ftx plugins show {stage} {name}",
             )
-    missing = [key for key, field in known.items() if key not in ready and not _has_default(field)]
+    missing = [option for option, field in known.items() if option not in ready and not _has_default(field)]
     if missing:
-        raise OptionError(f"{stage} '{name}' needs the option '{missing[0]}'.", f"-o {stage}.{missing[0]}=VALUE")
+        raise OptionError(f"{stage} '{name}' needs the option '{missing[0]}'.", f"-o {prefix}.{missing[0]}=VALUE")
     try:
         return cls(**ready)
     except (ValueError, TypeError) as error:
-        raise OptionError(f"{stage} '{name}': {error}.".replace("..", "."), f"ftx plugins show {stage} {name}") from error
+        raise OptionError(f"{stage} '{name}': {str(error).removesuffix('.')}.", f"ftx plugins show {stage} {name}") from error
 
 
 def fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
@@ -164,12 +168,14 @@ def _read(text: str, arm: Any, label: str) -> Any:
         return None
     if origin is Literal:
         for one in typing.get_args(arm):
-            if word == str(one) or (isinstance(one, bool) and word.lower() == str(one).lower()):
+            if word == str(one) or (isinstance(one, bool | None) and word.lower() == str(one).lower()):
                 return one
     if origin is list:
         item = typing.get_args(arm)[0]
-        parts = [str(part) for part in yaml.load(word, yaml.BaseLoader)] if word.startswith("[") else word.split(",") if word else []
-        return [coerce(Text(part.strip()), item, label) for part in parts]
+        # YAML strips what is not quoted; what is quoted keeps its spaces
+        parts = yaml.load(word, yaml.BaseLoader) if word.startswith("[") else [part.strip() for part in word.split(",")] if word else []
+        if all(isinstance(part, str) for part in parts):
+            return [coerce(Text(part), item, label) for part in parts]
     if arm is dict or origin is dict:
         value = yaml.safe_load(word)
         if isinstance(value, dict):

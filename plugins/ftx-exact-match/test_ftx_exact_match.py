@@ -15,7 +15,7 @@ from ftx_exact_match import ExactMatch
 from ftx_exact_match_numbers import mcnemar, ratio_of_sums, wilson
 
 from ftx.data import to_dataset
-from ftx.errors import FtxError, OptionError, RunError
+from ftx.errors import RunError
 from ftx.ledger import Ledger
 from ftx.recipe import Choice, Recipe
 from ftx.run import Run, RunDir
@@ -247,7 +247,9 @@ def test_scores_items_and_their_order(run):
 
 def test_asks_once_greedily_in_the_order_of_the_data(run):
     messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "2+2?"}]
-    dataset = to_dataset([{"messages": [*messages, {"role": "assistant", "content": "4"}]}, {"messages": [messages[1], {"role": "assistant", "content": "four"}]}])
+    dataset = to_dataset(
+        [{"messages": [*messages, {"role": "assistant", "content": "4"}]}, {"messages": [messages[1], {"role": "assistant", "content": "four"}]}]
+    )
     generate = Answers(["4", "4"])
     evaluation = ExactMatch(max_new_tokens=7).evaluate_model(generate, dataset, run)
     assert generate.calls == [([messages, messages[1:]], {"max_new_tokens": 7, "temperature": 0})]
@@ -281,8 +283,8 @@ HOSTILE = {
     "long": "a" * 100_000,
     "reference and more": "Paris or London",
     "every reference": "Paris Paris Paris",
-    "lookalike": "Pаris",  # a Cyrillic а
-    "full width": "Ｐａｒｉｓ",
+    "lookalike": "P\u0430ris",  # a Cyrillic letter
+    "full width": "\uff30\uff41\uff52\uff49\uff53",
     "zero width": "Par\u200bis",
     "right to left": "\u202eParis",
     "regex": ".*",
@@ -343,7 +345,7 @@ def test_nothing_to_score_is_an_error(run):
 
 
 def test_a_lost_answer_is_an_error_and_not_a_shift(run):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter"):
         ExactMatch().evaluate_model(Answers(["a"]), rows(("q1", "a"), ("q2", "b")), run)
 
 
@@ -417,6 +419,16 @@ def test_fields_are_equal(given, expected, same):
     from ftx_exact_match_metric import Rules, flatten
 
     assert (flatten(given, Rules(strip=True)) == flatten(expected, Rules(strip=True))) is same
+
+
+def test_deep_json_is_flattened_without_recursion():
+    from ftx_exact_match_metric import Rules, flatten
+
+    document = {"a": 1}
+    for _ in range(5000):
+        document = {"a": [document]}
+    ((path, value),) = flatten(document, Rules()).items()
+    assert (len(path), value) == (10_001, ("number", 1))
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", '"a"', "1", "{", '{"a": NaN}', '{"a": 1} {"a": 1}', '```json\n{"a": 1}\n```', "{'a': 1}", "\ufeff{}"])
@@ -498,13 +510,11 @@ def test_options_are_checked():
 
 
 def test_readme_option_for_gsm8k():
-    from ftx.options import Text, coerce, fields
+    from ftx.options import Text, coerce, option_types
 
     text = next(part for part in (Path(__file__).parent / "README.md").read_text("utf-8").split("'") if part.startswith("exact-match.regexes_to_ignore="))
-    annotation = next(f.type for f in fields(ExactMatch) if f.name == "regexes_to_ignore")
+    annotation = option_types(ExactMatch)["regexes_to_ignore"]
     assert coerce(Text(text.partition("=")[2]), annotation, "regexes_to_ignore") == ["(?s).*#### ", ","]
-    with pytest.raises(OptionError):
-        coerce(Text("#### "), annotation, "regexes_to_ignore")
 
 
 def test_gsm8k_with_the_regexes_of_the_readme(run):
@@ -545,7 +555,8 @@ from types import SimpleNamespace
 from ftx.data import to_dataset
 from ftx_exact_match import ExactMatch
 run = SimpleNamespace(seed=1, say=print)
-evaluation = ExactMatch().evaluate_model(lambda prompts, **_: ["a", "b"], to_dataset([{"prompt": "1", "completion": "a"}, {"prompt": "2", "completion": "c"}]), run)
+dataset = to_dataset([{"prompt": "1", "completion": "a"}, {"prompt": "2", "completion": "c"}])
+evaluation = ExactMatch().evaluate_model(lambda prompts, **_: ["a", "b"], dataset, run)
 print(evaluation.scores[0].value)
 """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))} | {"HOME": str(home)}
@@ -554,7 +565,3 @@ print(evaluation.scores[0].value)
     assert done.stdout.strip() == "0.5"
     assert home.is_file()
     assert [path.name for path in work.rglob("*") if path.is_file()] == ["exact_match.py"]
-
-
-def test_errors_are_ftx_errors():
-    assert issubclass(RunError, FtxError) and RunError.status == 1

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 #: How many rows `guesses` looks at.
 SAMPLE = 100
-#: Columns of conversations, of labels that call an answer good or bad, and of classes, by the names in use.
+#: Columns of conversations, of labels that call an answer good or bad, of a pair's prompt, and of classes, by the names in use.
 CONVERSATIONS = ("messages", "conversations", "conversation")
 LABELS = ("label", "kto_tag")
+PROMPTS: tuple[str, ...] = ("prompt", "conversations", "instruction")
 CLASSES = ("label", "category", "class", "intent")
 #: (prompt, completion) columns, and whether they are text to continue or a question and its answer.
 PAIRS = (("prompt", "completion", "text"), ("prompt", "response", "chat"), ("question", "answer", "chat"), ("query", "response", "chat"))
@@ -164,7 +165,7 @@ Seen = dict[str, list[Any]]
 
 def _preferences(seen: Seen) -> Iterable[Guess]:
     if {"chosen", "rejected"} <= seen.keys():
-        prompts = [column for column in seen if column in ("prompt", "conversations", "instruction")][:1]
+        prompts = [column for column in PROMPTS if column in seen][:1]
         options = {}
         if not prompts and "question" in seen:
             prompts, options = ["question"], {"prompt_column": "question", "style": "chat"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ftx import RowError, hookimpl, option, plugin
 from ftx.encode import as_messages
 from ftx_formats import one_kind, side, user_turn
-from ftx_formats_fields import LABELS, Note, check_columns, columns_of, format_noted, is_label, is_tree, kind, optional_text, say_unused
+from ftx_formats_fields import LABELS, PROMPTS, Note, check_columns, columns_of, format_noted, is_label, is_tree, kind, optional_text, say_unused
 from ftx_formats_messages import MessageList, check_conversation, either_messages, transcript_messages, with_system
 from ftx_formats_trees import ranked_pairs
 
@@ -50,7 +50,7 @@ class Preference:
                 run.say("formatter preference: of each question the best answer against the worst (pairs=all gives every two)")
             return format_noted(dataset, lambda row, note: self._tree(row, tree, note), run)
         check_columns(dataset, self, [self.chosen_column, self.rejected_column])
-        prompt = self._named(columns, self.prompt_column, ("prompt", "conversations", "instruction"))
+        prompt = self._named(columns, self.prompt_column, PROMPTS)
         self._say_unused(dataset, run, [prompt, self.chosen_column, self.rejected_column])
         return format_noted(dataset, lambda row, note: self._pair(row, prompt), run)
 

@@ -281,6 +281,7 @@ def load(base: PreTrainedModel, path: Path) -> PeftModel:
             raise RunError(f"{path} holds no adapter ({name} is missing).", "It must come from a run with an adapter of peft, such as lora.")
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = True
+    config.base_model_name_or_path = None  # peft would warn that the base has another name
     model = wrap(base, config)
     wanted, found = adapter_state(model), load_file(path / "adapter_model.safetensors", device=str(base.device))
     wrong = {
