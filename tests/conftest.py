@@ -63,7 +63,16 @@ def cli():
 @pytest.fixture
 def process():
     """ftx in its own process: `process(*args)` gives a CompletedProcess; `start=True` a Popen."""
+    return _process()
 
+
+@pytest.fixture(scope="module")
+def process_of_module():
+    """`process`, for fixtures of a module."""
+    return _process()
+
+
+def _process():
     def call(*arguments: str, start: bool = False, timeout: float = 300, **environment: str):
         path = os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **environment}

@@ -46,7 +46,9 @@ class Peft:
         values = {}
         for name, value in self.args.items():
             if name not in known:
-                raise OptionError(f"adapter 'peft' with method '{self.method}' has no option '{name}'.{did_you_mean(name, known)}", f"Options: {', '.join(sorted(known))}.")
+                raise OptionError(
+                    f"adapter 'peft' with method '{self.method}' has no option '{name}'.{did_you_mean(name, known)}", f"Options: {', '.join(sorted(known))}."
+                )
             annotation = plain_arms(annotations[name])
             # text is read by the field's type also where it comes from a recipe: a written one holds what was typed
             values[name] = coerce(Text(value) if isinstance(value, str) else value, annotation, f"adapter.{name}") if annotation is not None else value

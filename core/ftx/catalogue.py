@@ -18,6 +18,8 @@ from ftx import __version__
 from ftx.authoring import is_plugin
 from ftx.errors import PluginError, did_you_mean
 
+log = logging.getLogger("ftx")
+
 STAGES = ("formatter", "quantizer", "adapter", "trainer", "evaluator", "exporter", "observer")
 
 
@@ -36,7 +38,7 @@ class Entry:
 
     @property
     def origin(self) -> str:
-        return f"{self.distribution} {self.version}"
+        return f"{self.distribution} {self.version}".strip()
 
 
 class Catalogue:
@@ -52,7 +54,7 @@ class Catalogue:
                 entry = _entry(stage, point)
                 # editable installs and lib64 links list the same plugin twice: equal ones are one
                 seen.setdefault((stage, entry.name, entry.value, re.sub(r"[-_.]+", "-", entry.distribution).lower()), entry)
-        self.entries = sorted(seen.values(), key=lambda entry: (STAGES.index(entry.stage), entry.name, entry.distribution))
+        self.entries = sorted(seen.values(), key=_order)
 
     def names(self, stage: str) -> list[str]:
         return sorted({entry.name for entry in self.entries if entry.stage == stage})
@@ -112,15 +114,21 @@ def _raise(manager: Any, point: Any, error: BaseException) -> None:
 def _installed() -> list[metadata.EntryPoint]:
     """Every entry point of the stages from one scan; metadata that cannot be read costs only its own distribution."""
     try:
-        found = list(metadata.entry_points())
+        installed = metadata.entry_points()  # selected by group, because Python 3.11 iterates over group names
+        found = [point for stage in STAGES for point in installed.select(group=f"ftx.{stage}")]
     except Exception:
         found = []
         for distribution in metadata.distributions():
             try:
                 found += distribution.entry_points
             except Exception:
-                logging.getLogger("ftx").warning("%s: its entry points cannot be read", getattr(distribution, "_path", "a distribution"))
-    return [point for point in found if point.group.startswith("ftx.")]
+                log.warning("%s: its entry points cannot be read", distribution.locate_file(""))
+    return found
+
+
+def _order(entry: Entry) -> tuple[Any, ...]:
+    """By stage and name; of two with the same name ours stands first, so that the other is the one to name by its class."""
+    return STAGES.index(entry.stage), entry.name, not entry.distribution.startswith("ftx-"), entry.distribution
 
 
 def _entry(stage: str, point: metadata.EntryPoint) -> Entry:
@@ -172,5 +180,5 @@ def _broken(entry: Entry, error: BaseException) -> PluginError:
     if missing and missing == entry.value.partition(":")[0].partition(".")[0]:
         packaged = ":" not in entry.name
         remedy = f"Install it again: pip install --force-reinstall {entry.distribution}" if packaged else "The module must lie here or be installed."
-    logging.getLogger("ftx").debug("loading %s failed", entry.value, exc_info=error)
+    log.debug("loading %s failed", entry.value, exc_info=error)
     return PluginError(f"{entry.stage} '{entry.name}'{origin} could not be loaded: {why}", remedy)

@@ -104,5 +104,5 @@ def score_table(scores: list[Score]) -> tuple[list[str], list[list[str]]]:
 def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
-    interval = f" [{score.ci_low:.3f}, {score.ci_high:.3f}]" if score.ci_low is not None and score.ci_high is not None else ""
+    interval = f" [{score.ci_low:.2f}, {score.ci_high:.2f}]" if score.ci_low is not None and score.ci_high is not None else ""
     return f"{score.value:.3f}{interval}"

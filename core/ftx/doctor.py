@@ -83,6 +83,6 @@ def _plugins(catalogue: Catalogue) -> list[str]:
             ]
         except FtxError as error:
             lines.append(f"{bad}: {error.problem} {error.remedy}")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             lines.append(f"{bad}: {stage} {name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
     return lines

@@ -83,7 +83,7 @@ def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase
     whole = prompt + completion
     encoded = _mask(whole, [(len(prompt), len(whole))], tokenizer, special=True)
     if completion and encoded.input_ids and encoded.input_ids[-1] == tokenizer.eos_token_id:
-        return encoded
+        return Encoded(encoded.input_ids, [*encoded.labels[:-1], tokenizer.eos_token_id])  # the tokenizer's own has no place in the text
     return Encoded([*encoded.input_ids, tokenizer.eos_token_id], [*encoded.labels, tokenizer.eos_token_id])
 
 

@@ -65,6 +65,7 @@ class RowError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean 'x'?' for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    """' Did you mean 'x'?' for the closest known word, else for one that is its beginning (`rank`: `r`), or nothing."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5) or [one for one in known if one and word.startswith(one)]
     return f" Did you mean '{close[0]}'?" if close else ""

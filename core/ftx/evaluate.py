@@ -45,17 +45,26 @@ def evaluate_phase(phase: str, hooks: Hooks, generate: Generate, dataset: Datase
     return scores, failed
 
 
-def compare_phases(hooks: Hooks, evaluators: list[str], run: Run) -> list[Score]:
-    """What every evaluator says of the change, from its own items on disk; only those with both phases are asked."""
+def compare_phases(hooks: Hooks, evaluators: list[str], run: Run) -> tuple[list[Score], dict[str, str]]:
+    """What every evaluator says of the change, from its own items on disk; only those with both phases are asked.
+
+    Also gives evaluator -> error for those that raised.
+    """
     assert run.directory is not None
     changes: list[Score] = []
+    failed: dict[str, str] = {}
     for key in hooks.implementers("compare_answers"):
         name = key.partition(":")[2]
         base, tuned = (run.directory.read_items(name, phase) for phase in ("base", "tuned"))
         if name in evaluators and base and tuned:
-            result = hooks.ask(key, "compare_answers", base_items=base, tuned_items=tuned, run=run)
+            try:
+                result = hooks.ask(key, "compare_answers", base_items=base, tuned_items=tuned, run=run)
+            except Exception as error:
+                log.exception("evaluator %s failed on the comparison", name)
+                failed[name] = _first_line(error)
+                continue
             changes += [score.stamped(name, "change") for score in result or []]
-    return changes
+    return changes, failed
 
 
 def describe(score: Score) -> str:

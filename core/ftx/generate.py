@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ftx.encode import Messages, end_tokens, prompt_text
@@ -78,8 +79,9 @@ class Generate:
                 pad_token_id=pad,
                 **more,
             )
-        texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, width:]]
-        return [_cut(text, stop) for text in texts]
+        ends = self._ends()
+        answers = [list(takewhile(lambda token: token not in ends, row)) for row in out[:, width:].tolist()]
+        return [_cut(str(self.tokenizer.decode(answer, skip_special_tokens=True)), stop) for answer in answers]
 
     def _ends(self) -> set[int]:
         own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
@@ -127,7 +129,7 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 @contextmanager
 def _evaluating(model: Any) -> Any:
     """Eval mode with the KV cache on, and the model as it was afterwards."""
-    training, config = model.training, getattr(model, "config", None)
+    modes, config = [(module, module.training) for module in model.modules()], getattr(model, "config", None)
     cached = getattr(config, "use_cache", None)
     model.eval()
     if config is not None:
@@ -135,6 +137,7 @@ def _evaluating(model: Any) -> Any:
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         if config is not None:
             config.use_cache = cached

@@ -15,6 +15,13 @@ from ftx.errors import PluginError, did_you_mean
 
 #: Stages whose hooks must be answered in every training run.
 REQUIRED_STAGES = ("formatter", "adapter", "trainer")
+#: Stage -> the hooks that every plugin there must implement; without them a run would fail late, or score nothing.
+OWN_HOOKS = {
+    "formatter": ("format_dataset",),
+    "adapter": ("adapt_model", "save_adapted", "load_adapted"),
+    "trainer": ("encode_dataset", "make_trainer"),
+    "evaluator": ("evaluate_model",),
+}
 
 
 class Hooks(pluggy.PluginManager):
@@ -37,6 +44,8 @@ class Hooks(pluggy.PluginManager):
         """Look at functions only (pluggy would run properties), and refuse a hook's name without its mark."""
         member = inspect.getattr_static(plugin, name, None)
         if not isinstance(member, types.FunctionType | staticmethod | classmethod | types.MethodType):
+            if f"{PROJECT}_impl" in getattr(member, "__dict__", {}):  # @hookimpl over lru_cache or the like: pluggy would pass it by
+                raise PluginError(f"{type(plugin).__name__}.{name} is marked @hookimpl but is no plain method.", "Write the hook as a method of its own.")
             return None
         options = super().parse_hookimpl_opts(plugin, name)
         if options is None and not name.startswith("_") and hasattr(self.hook, name):
@@ -46,13 +55,17 @@ class Hooks(pluggy.PluginManager):
         return options
 
     def check(self) -> None:
-        """Refuse unknown hooks, two owners of a stage hook, unmet `requires` and met `conflicts`."""
+        """Refuse unknown hooks, two owners of a stage hook, a stage without its hooks, unmet `requires`, met `conflicts`."""
         for key, plugin in self.list_name_plugin():
             self._check_unknown(key, plugin)
         for name in stage_hooks():
             owners = self.owners(name)
             if len(owners) > 1:
                 raise self._two_owners(name, owners)
+        for key, _ in self.list_name_plugin():
+            for name in OWN_HOOKS.get(key.partition(":")[0], ()):
+                if key not in self.owners(name):
+                    raise PluginError(f"{_said(key)} does not implement {name}.", "Without it the run cannot go on: see docs/hooks.md.")
         chosen = {key for key, _ in self.list_name_plugin()}
         for key, plugin in self.list_name_plugin():
             for needed in declared(type(plugin), "requires"):
@@ -63,7 +76,7 @@ class Hooks(pluggy.PluginManager):
                     raise PluginError(f"{_said(key)} does not go with {_said(other)}.", "Drop one of the two.")
 
     def owners(self, hook: str) -> list[str]:
-        """The keys of the plugins that own a stage hook; wrappers around it do not count."""
+        """The keys of the plugins whose own answer a hook is, in pluggy's order; wrappers around it do not count."""
         return [impl.plugin_name for impl in getattr(self.hook, hook).get_hookimpls() if not (impl.wrapper or impl.hookwrapper)]
 
     def call(self, hook: str, **arguments: Any) -> Any:
@@ -77,13 +90,14 @@ class Hooks(pluggy.PluginManager):
         return result
 
     def implementers(self, hook: str) -> list[str]:
-        """The keys of the plugins that implement a hook, in the order in which they were named."""
-        answering = {impl.plugin_name for impl in getattr(self.hook, hook).get_hookimpls()}
+        """The keys of the plugins that implement a hook, in the order in which they were named; wrappers do not count."""
+        answering = set(self.owners(hook))
         return [key for key, _ in self.list_name_plugin() if key in answering]
 
     def ask(self, key: str, hook: str, **arguments: Any) -> Any:
-        """A gathering hook of one plugin; None if it has nothing to say."""
-        others = [plugin for other, plugin in self.list_name_plugin() if other != key]
+        """A gathering hook of one plugin, inside the wrappers of others; None if it has nothing to say."""
+        answering = self.implementers(hook)
+        others = [plugin for other, plugin in self.list_name_plugin() if other != key and other in answering]
         results = self.subset_hook_caller(hook, others)(**arguments)
         return results[0] if results else None
 
@@ -95,7 +109,8 @@ class Hooks(pluggy.PluginManager):
 
     def _check_unknown(self, key: str, plugin: Any) -> None:
         for caller in self.get_hookcallers(plugin) or []:
-            if not caller.has_spec():
+            optional = all(impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin)
+            if not caller.has_spec() and not optional:  # optional: a hook of a newer core, see docs/hooks.md
                 raise PluginError(
                     f"{_said(key)} implements an unknown hook '{caller.name}'.{did_you_mean(caller.name, hook_names())}",
                     "See docs/hooks.md for the hooks there are.",
@@ -105,7 +120,7 @@ class Hooks(pluggy.PluginManager):
         order = [key for key, _ in self.list_name_plugin()]
         first, second = sorted(owners, key=order.index)[:2]
         verb = "set" if hook == "quantization_config" else "implement"
-        said = [getattr(type(self.get_plugin(key)), "owns", {}).get(hook) for key in (first, second)]
+        said = [declared(type(self.get_plugin(key)), "owns").get(hook) for key in (first, second)]
         remedy = next((text for text in said if text), "Name only one of the two.")
         return PluginError(f"{_said(first)} and {_said(second)} both {verb} {hook}.", remedy)
 

@@ -123,7 +123,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None] | None
             "Connect to the network once, or give a directory, a .gguf file or an installed name.",
         ) from error
     except hub_errors.RepositoryNotFoundError as error:  # gated and private ones too
-        raise ModelError(f"'{name}' is neither a directory here nor a model that the hub shows you.", "Check the spelling. A gated one: hf auth login") from error
+        raise ModelError(f"'{name}' is neither a directory here nor a model that the hub shows.", "Check the spelling. A gated one: hf auth login") from error
     except Exception as error:  # the network has many ways to fail
         raise ModelError(f"model '{name}' could not be fetched: {_first_line(error)}", "Check the revision, the network and the disk.") from error
 
@@ -222,7 +222,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         vocabulary = tokenizer.get_vocab()
         unused = [token for token in ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>") if token in vocabulary]
         tokenizer.pad_token = unused[0] if unused else tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_config: Any = None) -> PreTrainedModel:
@@ -251,7 +251,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_conf
     if found["unexpected_keys"]:
         log.warning("%s holds weights that %s does not use: %s", path, type(model).__name__, _some(found["unexpected_keys"]))
     model.eval()
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def fingerprint(path: Path) -> str:

@@ -100,9 +100,8 @@ def coerce(value: Any, annotation: Any, label: str) -> Any:
         for arm in arms:
             if typing.get_origin(arm) is list:
                 return [coerce(one, typing.get_args(arm)[0], label) for one in value]
-    raise OptionError(
-        f"{label} wants {describe(annotation)}, got {str(value)!r}." if isinstance(value, str) else f"{label} wants {describe(annotation)}, got {value!r}."
-    )
+    got = repr(str(value)) if isinstance(value, str) else repr(value)
+    raise OptionError(f"{label} wants {describe(annotation)}, got {got}.", f"For example: {label}={_example(arms[0])}")
 
 
 def describe(annotation: Any) -> str:
@@ -118,6 +117,13 @@ def describe(annotation: Any) -> str:
         else:
             words.append("dict" if _takes_dict(arm) else getattr(arm, "__name__", str(arm)))
     return " or ".join(words)
+
+
+def _example(arm: Any) -> str:
+    origin = typing.get_origin(arm)
+    if origin is Literal:
+        return str(typing.get_args(arm)[0])
+    return "[a, b]" if origin is list else {int: "8", float: "2e-4", bool: "true"}.get(arm, "text")
 
 
 def supported(annotation: Any) -> bool:

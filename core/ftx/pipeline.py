@@ -80,9 +80,9 @@ def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str
             save_model(hooks, model, tokenizer, run)
 
         tuned, failed_tuned = evaluate_phase("tuned", hooks, generator(model, tokenizer, console), questions, run)
-        scores += tuned
-        scores += compare_phases(hooks, [s.evaluator for s in tuned], run)
-        failed |= failed_tuned
+        changes, failed_changes = compare_phases(hooks, [score.evaluator for score in tuned], run)
+        scores += tuned + changes
+        failed |= failed_tuned | failed_changes
         write_scores(directory, scores)
         run.notes["finished"] = True
         write_manifest(directory, run, catalogue)

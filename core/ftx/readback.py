@@ -55,8 +55,9 @@ def evaluate_again(
     base, failed = evaluate_phase("base", hooks, pipeline.generator(model, tokenizer, console), questions, run)
     model = hooks.call("load_adapted", base=model, path=directory.model, run=run)
     tuned, failed_tuned = evaluate_phase("tuned", hooks, pipeline.generator(model, tokenizer, console), questions, run)
-    scores = base + tuned + compare_phases(hooks, [score.evaluator for score in tuned], run)
-    failed |= failed_tuned
+    changes, failed_changes = compare_phases(hooks, [score.evaluator for score in tuned], run)
+    scores = base + tuned + changes
+    failed |= failed_tuned | failed_changes
 
     named = {choice.name for choice in recipe.evaluators} - set(failed)
     kept = [Score(**entry) for entry in directory.read_json("scores.json", []) if entry["evaluator"] not in named]

@@ -71,10 +71,22 @@ class Recipe:
         return [(stage, choice) for stage, choice in single + repeated if choice is not None]
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key that stands there twice: PyYAML keeps the last one and says nothing."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(file: Path) -> dict[str, Any]:
     """A recipe's YAML with its paths made absolute (they are relative to the file); RecipeError if it is not one."""
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
+        content = yaml.load(file.read_text("utf-8"), _Loader)
     except FileNotFoundError as error:
         raise RecipeError(f"{file}: no such recipe.", "Give a YAML file, or leave it out and use options.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -153,8 +165,10 @@ def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str
 
 
 def _assign(recipe: Recipe, assignment: str) -> Recipe:
-    path, equals, text = assignment.partition("=")
-    head, dot, option = path.strip().partition(".")
+    path, equals, text = assignment.strip().partition("=")
+    chosen = [choice.name for key in REPEATED for choice in getattr(recipe, key)]
+    head = next((name for name in chosen if path.startswith(f"{name}.")), path.partition(".")[0])  # my.module:Class has dots of its own
+    dot, option = path[len(head) : len(head) + 1], path[len(head) + 1 :].strip()
     if not equals or not dot or not option:
         raise OptionError(f"-o {assignment}: not of the form STAGE.OPTION=VALUE.", "For example: -o adapter.r=8, or -o exact-match.max_new_tokens=64")
     if head in SINGLE:
@@ -168,7 +182,7 @@ def _assign(recipe: Recipe, assignment: str) -> Recipe:
         if any(choice.name == head for choice in choices):
             changed = {key: tuple(Choice(c.name, {**_without(c.options, option), option: Text(text)}) if c.name == head else c for c in choices)}
             return replace(recipe, **changed)
-    known = [*SINGLE, *(choice.name for key in REPEATED for choice in getattr(recipe, key))]
+    known = [*SINGLE, *chosen]
     raise OptionError(
         f"-o {assignment}: '{head}' is neither a stage nor a chosen evaluator or observer.{did_you_mean(head, known)}", f"Possible: {', '.join(known)}."
     )
@@ -194,7 +208,7 @@ def resolve(recipe: Recipe, catalogue: Catalogue, *, training: bool = True) -> t
     for stage, choice in recipe.choices():
         cls = classes[stage, choice.name]
         advised = {k: v for k, v in suggestions.get(stage, {}).items() if k in fields(cls) and k not in choice.options}
-        plugin = build(cls, {**advised, **choice.options}, stage=stage if stage in SINGLE else choice.name, name=choice.name)
+        plugin = build(cls, {**advised, **choice.options}, stage=stage, name=choice.name, key=stage if stage in SINGLE else choice.name)
         hooks.add(plugin, stage, choice.name)
         complete[stage, choice.name] = Choice(choice.name, as_dict(plugin))
         for option in advised:

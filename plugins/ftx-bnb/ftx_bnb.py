@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ftx import hookimpl, option, plugin
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ftx_dora import DoRA
-from ftx_lora import LoRA, wrap
 from transformers import LlamaForCausalLM
 
 from ftx import Run
 from ftx.ledger import Ledger
 from ftx.testing.tiny import tiny_model
+from ftx_dora import DoRA
+from ftx_lora import LoRA, wrap
 
 TOKENS = torch.randint(3, 259, (2, 12), generator=torch.Generator().manual_seed(1))
 

@@ -43,9 +43,9 @@ def openai_messages(value: Any, name: str) -> MessageList:
     messages = []
     for where, turn in _turns(value, name):
         role = turn.get("role")
-        role = ALIASES.get(role, role) if isinstance(role, str) else role
+        role = ALIASES.get(role, role) if isinstance(role, str) else None
         if role not in FOLLOWS:
-            raise RowError(f"{where}: unknown role {shown(role)}; known: {', '.join(FOLLOWS)}")
+            raise RowError(f"{where}: unknown role {shown(turn.get('role'))}; known: {', '.join(FOLLOWS)}")
         message = {key: one for key, one in turn.items() if key not in ("role", "content", "tool_calls", "function_call", "weight") and one is not None}
         calls = _calls(turn, where)
         content = _content(turn.get("content"), where, role, may_be_empty=bool(calls))

@@ -13,7 +13,6 @@ from ftx_formats_trees import ranked_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
     from ftx import Run
 
 Side = str | MessageList
@@ -150,7 +149,7 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     if not prompt.strip():
         raise RowError("the two answers share no beginning, and the row has no prompt beside them")
     if not chosen[shared:].strip() or not rejected[shared:].strip():
-        raise RowError("one of the two answers is only the beginning of the other")
+        raise RowError("one of the two answers is empty behind what they share")
     return prompt, chosen[shared:], rejected[shared:]
 
 

@@ -117,4 +117,3 @@ def _places(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _messages(path: Path) -> MessageList:
     return [{"role": ROLES[message["role"]], "content": message["text"]} for message in path]
-

@@ -7,18 +7,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from ftx_formats import PREAMBLE, PREAMBLE_INPUT, Alpaca, Completion, Messages, ShareGPT, Text
-from ftx_formats_auto import FORMATTERS, Auto
-from ftx_formats_preference import Preference
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from ftx import Run
 from ftx.data import read_dataset, row_type, to_dataset
 from ftx.encode import encode_row
 from ftx.errors import DataError
 from ftx.ledger import Ledger
 from ftx.testing.tiny import tiny_tokenizer
+from ftx_formats import PREAMBLE, PREAMBLE_INPUT, Alpaca, Completion, Messages, ShareGPT, Text
+from ftx_formats_auto import FORMATTERS, Auto
+from ftx_formats_preference import Preference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -307,8 +306,7 @@ HINT = r" (-o formatter.trim=true drops such turns)"
         (turns(("system", "a")), "field 'conversations' has no assistant turn"),
         (
             turns(("human", "a"), ("function_call", "{")),
-            "field 'conversations', message 2 (function_call) is not valid JSON "
-            "(Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+            "field 'conversations', message 2 (function_call) is not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
         ),
         (turns(("human", "a"), ("function_call", "3")), "field 'conversations', message 2 (function_call) must be an object with a name and arguments"),
         (turns(("human", "a"), ("function_call", "[]")), "field 'conversations', message 2 (function_call) calls nothing"),
@@ -611,7 +609,7 @@ def test_pairs(row, plugin, expected):
         ({"chosen": [U, A], "rejected": "r"}, "fields 'chosen' and 'rejected' must both be texts or both be messages"),
         ({"chosen": [A], "rejected": [NO]}, "fields 'chosen' and 'rejected' share no prompt, and the row has none beside them"),
         ({"chosen": "Yes.", "rejected": "No."}, "the two answers share no beginning, and the row has no prompt beside them"),
-        ({"chosen": "The sky", "rejected": "The sky is"}, "one of the two answers is only the beginning of the other"),
+        ({"chosen": "The sky ", "rejected": "The sky is"}, "one of the two answers is empty behind what they share"),
         ({"prompt": "Who?", "chosen": [U, A], "rejected": [U, NO]}, "the prompt beside the conversations is not in them"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "field 'rejected' is no transcript: it does not begin with 'Human:'"),
         (
@@ -753,6 +751,7 @@ def test_importing_the_modules_loads_no_ml_library():
 # Corrupted rows
 # ---------------------------------------------------------------------------------------------------------------------
 
+TOKENIZER = tiny_tokenizer()
 CALL = json.dumps({"name": "f", "arguments": {"a": 1}})
 #: formatter, a good row
 SOUND = [
@@ -775,7 +774,12 @@ SOUND = [
     (Text(), {"text": "t"}),
 ]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8) | st.sampled_from(["gpt", "user", "{", "[]"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["gpt", "user", "{", "[]"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "replies", "text", "name", "arguments", "function", "x"]), inner, max_size=3)
@@ -828,9 +832,12 @@ def test_corrupted_rows_are_used_or_in_the_ledger(data):
         assert not used & run.ledger.dropped()
         assert used | run.ledger.dropped() == {("f", row["_line"]) for row in rows}
         assert ("f", 1) in used or isinstance(chosen, Auto)
-        # what is used can be trained on: it has a row type, and no answer is empty
-        assert row_type(dataset.column_names) is not None
+        # what is used can be trained on: it has a row type, a supervised token, and no answer is empty
+        kind = row_type(dataset.column_names)
+        assert kind is not None
         for row in dataset:
+            if "preference" not in kind:
+                assert set(encode_row(row, TOKENIZER).labels) != {-100}
             for column in ("text", "completion", "chosen", "rejected", "messages"):
                 part = row.get(column)
                 assert part is None or (part.strip() if isinstance(part, str) else part[-1]["content"].strip() or part[-1]["tool_calls"])

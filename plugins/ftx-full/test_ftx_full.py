@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ftx_full import Full
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
@@ -15,6 +14,7 @@ from ftx import Run
 from ftx.errors import RunError
 from ftx.ledger import Ledger
 from ftx.testing.tiny import tiny_model
+from ftx_full import Full
 
 TOKENS = torch.randint(3, 259, (2, 12), generator=torch.Generator().manual_seed(1))
 

@@ -37,7 +37,9 @@ class LoRA:
     r: int = option(16, "Rank of the update.")
     alpha: int = option(32, "Scale of the update; the update is multiplied by alpha / r.")
     dropout: float = option(0.0, "Share of the update's inputs dropped in training.")
-    target_modules: list[str] | str = option("all-linear", "What is adapted: all-linear (all linear layers but the head), a list of module names, or a regular expression.")
+    target_modules: list[str] | str = option(
+        "all-linear", "What is adapted: all-linear (all linear layers but the head), a list of module names, or a regular expression."
+    )
     bias: Literal["none", "all", "lora_only"] = option("none", "Which biases of the base train too.")
     modules_to_save: list[str] = option([], "Modules that train in full and are saved with the adapter, such as lm_head.")
     rslora: bool = option(False, "Scale by alpha / sqrt(r) instead of alpha / r (Kalajdzievski, 2023).")
@@ -158,7 +160,9 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     try:
         wrapped = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise RunError(f"peft refuses: {(str(error).strip() or type(error).__name__).splitlines()[0]}", "Check the adapter's options against the model.") from error
+        raise RunError(
+            f"peft refuses: {(str(error).strip() or type(error).__name__).splitlines()[0]}", "Check the adapter's options against the model."
+        ) from error
     for module in wrapped.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for trained in module.modules_to_save.values():
@@ -186,7 +190,10 @@ def _output_to(dtype: torch.dtype, module: Any, inputs: Any, output: Any) -> Any
 
 def _drop_casts(module: torch.nn.Module) -> None:
     """Take the hooks of `compute_in_float32` off again."""
-    ours = [(module._forward_pre_hooks, lambda hook: hook is _inputs_to_float32), (module._forward_hooks, lambda hook: getattr(hook, "func", None) is _output_to)]
+    ours = [
+        (module._forward_pre_hooks, lambda hook: hook is _inputs_to_float32),
+        (module._forward_hooks, lambda hook: getattr(hook, "func", None) is _output_to),
+    ]
     for hooks, is_ours in ours:
         for key in [key for key, hook in hooks.items() if is_ours(hook)]:
             del hooks[key]

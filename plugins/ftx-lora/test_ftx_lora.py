@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ftx_lora import LoRA, load, probe
 from transformers import LlamaForCausalLM
 
 from ftx import Run
@@ -17,6 +16,7 @@ from ftx.errors import OptionError, RunError
 from ftx.ledger import Ledger
 from ftx.options import Text, build
 from ftx.testing.tiny import tiny_model
+from ftx_lora import LoRA, load, probe
 
 TOKENS = torch.randint(3, 259, (2, 12), generator=torch.Generator().manual_seed(1))
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -204,7 +204,9 @@ def test_merging_rounds_only_once(tmp_path):
     assert not torch.equal(peft_merged, exact.bfloat16())
 
 
-@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head", "q_proj"]}, {"target_modules": ["embed_tokens", "q_proj"]}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head", "q_proj"]}, {"target_modules": ["embed_tokens", "q_proj"]}], ids=str
+)
 def test_tied_embeddings_come_apart(options, tmp_path):
     """An adapted head or embedding must not drag the other along, neither in the merged model nor in its file."""
     run, plugin = a_run(), LoRA(**options)
@@ -253,7 +255,9 @@ def damaged(tmp_path, change):
 def test_a_damaged_adapter_is_refused(tmp_path):
     key = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
     assert damaged(tmp_path / "a", lambda state: state.pop(key)) == f"{tmp_path / 'a'}: 1 missing weights, such as {key}."
-    assert damaged(tmp_path / "b", lambda state: state.update({"stray.weight": torch.ones(1)})) == f"{tmp_path / 'b'}: 1 unexpected weights, such as stray.weight."
+    assert (
+        damaged(tmp_path / "b", lambda state: state.update({"stray.weight": torch.ones(1)})) == f"{tmp_path / 'b'}: 1 unexpected weights, such as stray.weight."
+    )
     assert damaged(tmp_path / "c", lambda state: state.update({key: torch.ones(1, 2)})) == f"{tmp_path / 'c'}: 1 misshapen weights, such as {key}."
 
 
@@ -273,7 +277,10 @@ def test_an_adapter_of_another_model_or_none_is_refused(tmp_path):
         ({"alpha": 0}, "adapter 'lora': alpha must be at least 1, got 0."),
         ({"dropout": 1.5}, "adapter 'lora': dropout must be at least 0 and below 1, got 1.5."),
         ({"target_modules": []}, "adapter 'lora': target_modules must name at least one module."),
-        ({"target_modules": "q(proj"}, "adapter 'lora': target_modules is not a regular expression (missing ), unterminated subpattern at position 1): q(proj."),
+        (
+            {"target_modules": "q(proj"},
+            "adapter 'lora': target_modules is not a regular expression (missing ), unterminated subpattern at position 1): q(proj.",
+        ),
         ({"init": "orthogonal", "r": 3}, "adapter 'lora': init=orthogonal needs an even r, got 3."),
         ({"init": "eva"}, "adapter.init wants bool or 'gaussian' or 'orthogonal' or 'olora' or 'pissa' or 'mica', got 'eva'."),
         ({"bias": "some"}, "adapter.bias wants 'none' or 'all' or 'lora_only', got 'some'."),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftx import hookimpl, plugin
 from ftx_bnb import environment, four_bits, keep_weights, obstacles
-from ftx_lora import LoRA
+from ftx_lora import CHANGES_BASE, LoRA
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,6 +20,11 @@ class QLoRA(LoRA):
     """LoRA on a base in NF4 with double quantisation, computing in bfloat16 (Dettmers et al., 2023, arXiv 2305.14314)."""
 
     owns = {"quantization_config": "qlora brings its own 4-bit base: drop --quantizer, or use --adapter lora."}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init in CHANGES_BASE:
+            raise ValueError(f"init={self.init} changes the base's weights, which cannot be done to quantised ones: use init=true")
 
     @staticmethod
     def suggests() -> dict[str, Any]:

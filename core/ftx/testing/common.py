@@ -54,7 +54,7 @@ class Contract:
     @property
     def name(self) -> str:
         """The entry point's name, or the class's for one that is not packaged."""
-        return next((entry.name for entry in Catalogue().entries if self._is_entry_of_mine(entry)), self.plugin.__name__.lower())
+        return next(iter(entry_names(self.stage, self.plugin)), self.plugin.__name__.lower())
 
     def choice(self, given: dict[str, Any]) -> Choice:
         """The plugin with all its options, as a resolved recipe has it."""
@@ -77,9 +77,6 @@ class Contract:
         if reasons:
             pytest.skip(f"preflight refuses: {'; '.join(reasons)}")
 
-    def _is_entry_of_mine(self, entry: Any) -> bool:
-        return entry.stage == self.stage and entry.value.replace(" ", "") == f"{self.plugin.__module__}:{self.plugin.__qualname__}"
-
     # ---- the standard tests ----------------------------------------------------------------------------------------
 
     def test_nothing_was_removed(self) -> None:
@@ -97,10 +94,10 @@ class Contract:
         """An entry point of the stage's group leads to the class."""
         if not self.packaged:
             pytest.skip("not packaged: a class without an entry point")
-        mine = [entry for entry in Catalogue().entries if self._is_entry_of_mine(entry)]
         value = f"{self.plugin.__module__}:{self.plugin.__qualname__}"
-        assert mine, f'no entry point in the group ftx.{self.stage} is "{value}": is the distribution installed (pip install -e .)?'
-        assert Catalogue().load(self.stage, mine[0].name) is self.plugin, f"the entry point {mine[0].name} leads to another class"
+        names = entry_names(self.stage, self.plugin)
+        assert names, f'no entry point in the group ftx.{self.stage} leads to "{value}": is the distribution installed (pip install -e .)?'
+        assert Catalogue().load(self.stage, names[0]) is self.plugin, f"the {self.stage} '{names[0]}' is another class"
 
     def test_its_import_is_light(self) -> None:
         """Importing the module loads no machine-learning library."""
@@ -166,6 +163,21 @@ class Contract:
         missing = [name for name in self.needs if name not in implemented]
         assert not missing, f"{self.stage}s implement {', '.join(self.needs)}; missing: {', '.join(missing)}"
         assert implemented, "it implements no hook, so it does nothing"
+
+
+def entry_names(stage: str, cls: Any) -> tuple[str, ...]:
+    """The names under which a class is installed in a stage; of the other plugins, only those of its own package are
+    imported to see."""
+    package = cls.__module__.partition(".")[0]
+    near = [entry for entry in Catalogue().entries if entry.stage == stage and entry.value.partition(":")[0].partition(".")[0].strip() == package]
+    return tuple(entry.name for entry in near if _loads_to(entry.point, cls))
+
+
+def _loads_to(point: Any, cls: type[Any]) -> bool:
+    try:
+        return point.load() is cls
+    except Exception:
+        return False
 
 
 def _label(given: dict[str, Any]) -> str:

@@ -96,22 +96,23 @@ class EvaluatorContract(Contract):
         if not self.reads_answers:
             self.evaluate(given, tmp_path, self.perfect)
             return
-        best, worst = (self.evaluate(given, tmp_path, answer).scores[0] for answer in (self.perfect, lambda prompt: ""))
+        best, worst = (self.evaluate(given, tmp_path, answer).scores[0] for answer in (self.perfect, _always("")))
         assert not self.headline or best.metric == self.headline, f"the first score is {best.metric}, not {self.headline}"
         assert self._beats(best, worst), f"{best.metric} is {best.value} for perfect answers and {worst.value} for empty ones"
 
     def test_empty_answers_do_not_crash(self, given: dict[str, Any], tmp_path: Path) -> None:
         """Empty and blank answers are scored, or counted as unscored."""
         for empty in ("", " \n\t "):
-            self.evaluate(given, tmp_path, lambda prompt, empty=empty: empty)
+            self.evaluate(given, tmp_path, _always(empty))
 
     def test_hostile_answers_do_not_win(self, given: dict[str, Any], tmp_path: Path) -> None:
         """No answer that begs, imitates a verdict or a template, or lists every reference comes near perfect ones."""
         best = self.evaluate(given, tmp_path, self.perfect).scores[0]
         references = " ".join(question_and_reference(row)[1] for row in self.rows)
         for text in (*HOSTILE, *self.hostile, *([references] if references else [])):
-            score = self.evaluate(given, tmp_path, lambda prompt, text=text: text).scores[0]
-            assert not self.reads_answers or self._beats(best, score), f"{best.metric} is {score.value} for the answer {text[:60]!r}, and {best.value} for perfect ones"
+            score = self.evaluate(given, tmp_path, _always(text)).scores[0]
+            wins = self.reads_answers and not self._beats(best, score)
+            assert not wins, f"{best.metric} is {score.value} for the answer {text[:60]!r}, and {best.value} for perfect ones"
 
     def test_items_follow_the_data(self, given: dict[str, Any], tmp_path: Path) -> None:
         """One item a row, in the data's order, each with its prompt, answer, reference and verdict."""
@@ -138,7 +139,7 @@ class EvaluatorContract(Contract):
         if key not in hooks.implementers("compare_answers"):
             return
         run = make_run(tmp_path / "run", evaluators=(self.choice(given),))
-        worst, best = (json.loads(json.dumps(self.evaluate(given, tmp_path, answer).items)) for answer in (lambda prompt: "", self.perfect))
+        worst, best = (json.loads(json.dumps(self.evaluate(given, tmp_path, answer).items)) for answer in (_always(""), self.perfect))
         for base, tuned in ((worst, best), (best, worst), (best, best)):
             scores = hooks.ask(key, "compare_answers", base_items=base, tuned_items=tuned, run=run)
             assert scores and all(isinstance(score, Score) for score in scores), f"compare_answers gave {scores!r}, not a list of Score"
@@ -149,6 +150,11 @@ class EvaluatorContract(Contract):
         if other.n == 0:
             return one.n > 0  # all unscored: nothing is won
         return one.value < other.value if self.lower_is_better else one.value > other.value
+
+
+def _always(text: str) -> Callable[[Any], str]:
+    """The same answer to every prompt."""
+    return lambda prompt: text
 
 
 def _check_score(score: Score, items: int) -> None:

@@ -29,6 +29,8 @@ class ExporterContract(Contract):
         path.mkdir()
         result = hooks.call("export_model", model=model, tokenizer=models.load_tokenizer(shared_model_dir()), path=path, run=run)
         assert result is not None
-        assert [file for file in path.rglob("*") if file.is_file() and file.stat().st_size], f"nothing was written into the directory that was given; it says {result!r}"
+        assert [file for file in path.rglob("*") if file.is_file() and file.stat().st_size], (
+            f"nothing was written into the directory that was given; it says {result!r}"
+        )
         changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
         assert not changed, f"exporting changes the model's weights: {', '.join(changed[:3])}"

@@ -45,7 +45,7 @@ class Norms:
         model.requires_grad_(False)
         for scale in _scales(model).values():
             scale.requires_grad_(True)
-        model.ftx_before = {name: scale.detach().clone() for name, scale in _scales(model).items()}  # type: ignore[assignment]
+        model.ftx_before = {name: scale.detach().clone() for name, scale in _scales(model).items()}
         return model
 
     @hookimpl

@@ -90,7 +90,10 @@ class TrainerContract(Contract):
         directory = RunDir(stopped)
         saved = [step_of(checkpoint) for checkpoint in whole_checkpoints(directory)]
         assert saved[-1:] == [4], f"Ctrl-C must leave a checkpoint of step 4 in checkpoints/checkpoint-4, there are {saved}: heed control.should_save"
-        run_recipe(recipe_of(directory), catalogue=catalogue(trainer={"examined": self.plugin}), console=Console(quiet=True), resume=directory)
+        try:
+            run_recipe(recipe_of(directory), catalogue=catalogue(trainer={"examined": self.plugin}), console=Console(quiet=True), resume=directory)
+        except Interrupted as error:  # it came by the place where Ctrl-C is pressed once more
+            raise AssertionError("a resumed run starts over: heed resume_from_checkpoint") from error
         steps = [[line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line] for run in (whole, stopped)]
         assert steps[1][0] == 1 and steps[1][-1] == 5 and steps[1] == sorted(set(steps[1])), f"the resumed run's metrics have the steps {steps[1]}"
         assert weights_of(stopped) == weights_of(whole), "the resumed run's weights are not those of a run that was never stopped"

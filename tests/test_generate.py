@@ -1,0 +1,187 @@
+"""Batched generation: one by one and in batches the same answers, in the order asked, and the model left as it was."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from ftx.generate import BATCH_ROWS, BATCH_TOKENS, Generate, _batches
+from ftx.testing import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(seed=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Ragged: texts and conversations of 1 to 200 tokens."""
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abcdefgh é", k=rng.choice([1, 2, 7, 30, 200]))) for _ in range(40)]
+    return [text if i % 3 else [{"role": "user", "content": text}] for i, text in enumerate(texts)]
+
+
+@pytest.fixture
+def generate(model, tokenizer):
+    return Generate(model, tokenizer)
+
+
+def by_hand(model, tokenizer, prompt: str, steps: int) -> str:
+    """Greedy, one whole forward pass a token: no cache, no padding, no batch."""
+    ids = tokenizer(prompt, add_special_tokens=True)["input_ids"]
+    made: list[int] = []
+    with torch.no_grad():
+        for _ in range(steps):
+            made.append(int(model(torch.tensor([ids + made])).logits[0, -1].argmax()))
+            if made[-1] == tokenizer.eos_token_id:
+                break
+    return tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_greedy_answers_are_the_models_own(generate, model, tokenizer, prompts):
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)][:8]
+    assert generate(texts, max_new_tokens=12) == [by_hand(model, tokenizer, text, 12) for text in texts]
+
+
+def test_batched_equals_one_by_one_in_the_order_asked(generate, prompts):
+    together = generate(prompts, max_new_tokens=16)
+    assert together == [generate([prompt], max_new_tokens=16)[0] for prompt in prompts]
+    order = list(range(len(prompts)))
+    random.Random(1).shuffle(order)
+    assert generate([prompts[i] for i in order], max_new_tokens=16) == [together[i] for i in order]
+    assert len(set(together)) > 20, "a model that always says the same would prove nothing"
+
+
+def test_sampled_answers_depend_on_seed_and_prompt_alone(generate, prompts):
+    def sample(asked, seed=1, temperature=0.7):
+        return generate(asked, max_new_tokens=16, temperature=temperature, seed=seed)
+
+    together = sample(prompts)
+    assert together == sample(prompts) == [sample([prompt])[0] for prompt in prompts]
+    assert sample(prompts[::-1])[::-1] == together and sample(prompts[10:13]) == together[10:13]
+    assert sum(a != b for a, b in zip(together, sample(prompts, seed=2), strict=True)) > 30
+    assert together != generate(prompts, max_new_tokens=16)
+
+
+def test_sampling_follows_the_models_distribution(model, tokenizer):
+    """Many seeds over one prompt: the shares of the first token are the softmax, within 5 standard errors."""
+    generate = Generate(model, tokenizer)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer("ab")["input_ids"]])).logits[0, -1]
+    wanted = torch.softmax(logits / 1.5, -1)
+    from ftx.generate import _Gumbel
+
+    draws = 4000
+    picked = _Gumbel(list(range(draws)), 1.5)(torch.empty(0), logits.expand(draws, -1)).argmax(-1)
+    for token in wanted.topk(3).indices.tolist():
+        share, p = float((picked == token).float().mean()), float(wanted[token])
+        assert abs(share - p) < 5 * (p * (1 - p) / draws) ** 0.5
+    assert len({generate(["ab"], max_new_tokens=1, temperature=1.5, seed=seed)[0] for seed in range(20)}) > 3
+
+
+def test_stop_strings_end_an_answer_and_are_not_in_it(generate, prompts):
+    free = generate(prompts, max_new_tokens=24)
+    mark = next(text[10:12] for text in free if len(text) > 12 and text[10:12].isprintable() and text[:10].count(text[10:12]) == 0)
+    stopped = generate(prompts, max_new_tokens=24, stop=[mark, "never said"])
+    assert [text.partition(mark)[0] for text in free] == stopped
+    assert any(text != short for text, short in zip(free, stopped, strict=True))
+    assert stopped == [generate([prompt], max_new_tokens=24, stop=[mark])[0] for prompt in prompts]
+
+
+def test_an_answer_ends_at_the_end_token_whatever_pads_it(model, prompts):
+    """A tokenizer without a pad token: the id 0 that fills a finished row is a token of its own elsewhere."""
+    tokenizer = tiny_tokenizer()
+    with_pad = Generate(model, tokenizer)(prompts, max_new_tokens=64)
+    tokenizer.pad_token = None
+    vocabulary = tokenizer.get_vocab()
+    assert tokenizer.pad_token_id is None and 0 in vocabulary.values()
+    without = Generate(model, tokenizer)(prompts, max_new_tokens=64)
+    assert without == with_pad and any(len(text.encode()) < 50 for text in with_pad), "some must end early for this to mean anything"
+
+
+def test_special_tokens_are_not_in_the_answers(generate, prompts):
+    assert not any("<|" in text for text in generate(prompts, max_new_tokens=64))
+
+
+def test_a_checkpoints_own_generation_settings_do_not_bend_it(tokenizer, prompts):
+    plain, bent = tiny_model(seed=3), tiny_model(seed=3)
+    own = bent.generation_config
+    own.do_sample, own.temperature, own.top_k, own.top_p, own.repetition_penalty = True, 2.0, 5, 0.5, 1.7
+    own.no_repeat_ngram_size, own.min_new_tokens, own.bad_words_ids, own.num_beams = 1, 9, [[40], [41]], 3
+    own.suppress_tokens, own.max_length, own.length_penalty, own.forced_eos_token_id = [50, 51, 52], 7, 3.0, 2
+    assert Generate(bent, tokenizer)(prompts[:12], max_new_tokens=16) == Generate(plain, tokenizer)(prompts[:12], max_new_tokens=16)
+    assert own.no_repeat_ngram_size == 1 and own.temperature == 2.0, "and they stay as they were"
+
+
+def test_the_models_own_end_tokens_count(tokenizer):
+    model = tiny_model(seed=3)
+    (free,) = Generate(model, tokenizer)(["abc"], max_new_tokens=16)
+    ids = tokenizer(free)["input_ids"]
+    stop = next(i for i, token in enumerate(ids) if i > 3 and token not in ids[:i])
+    model.generation_config.eos_token_id = [2, ids[stop]]
+    assert Generate(model, tokenizer)(["abc"], max_new_tokens=16) == [tokenizer.decode(ids[:stop])]
+
+
+def test_the_cache_is_on_and_the_model_is_left_as_it_was(tokenizer):
+    model = tiny_model(seed=3)
+    model.config.use_cache = False
+    model.train()
+    model.model.layers[0].eval()  # a frozen part may stay in eval mode while the rest trains
+    modes = {name: module.training for name, module in model.named_modules()}
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    lengths = []
+    handle = model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append((kwargs.get("input_ids") if kwargs.get("input_ids") is not None else args[0]).shape[1]), with_kwargs=True
+    )
+    state = torch.random.get_rng_state()
+    Generate(model, tokenizer)(["abcdef", "ab"], max_new_tokens=5, temperature=1.0)
+    handle.remove()
+    assert lengths[0] == 6 and set(lengths[1:]) == {1}, "with the cache each further step sees one token"
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert model.config.use_cache is False and all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state), "an evaluation must not move the seed of the training"
+
+
+def test_it_is_left_as_it_was_after_an_error_too(tokenizer):
+    model = tiny_model(seed=3).train()
+    with pytest.raises(Exception):  # noqa: B017 - whatever it is
+        Generate(model, tokenizer)(["abc"], max_new_tokens=4, stop=[3])
+    assert model.training and all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}])
+def test_training_works_after_generation(tokenizer, scaling):
+    more = {"max_position_embeddings": 16, "rope_parameters": scaling} if scaling else {}
+    model = tiny_model(seed=3, **more)
+    Generate(model, tokenizer)(["abcdef" * 8], max_new_tokens=4)
+    ids = torch.tensor([tokenizer("hello there, this is longer than before" * 2)["input_ids"]])
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_nothing_asked_and_nothing_said(generate):
+    assert generate([], max_new_tokens=4) == []
+    (empty, word) = generate(["", "word"], max_new_tokens=4)
+    assert isinstance(empty, str) and word == generate(["word"], max_new_tokens=4)[0]
+    assert generate([""], max_new_tokens=4) == [empty]
+
+
+def test_batches_are_bounded_by_rows_and_tokens():
+    lengths = [5, 4000, 10, 8000, 1] + [20] * 100
+    batches = _batches([[0] * length for length in lengths], 100)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert max(map(len, batches)) <= BATCH_ROWS and batches[0][0] == 3, "the largest first: it fails at once if it does not fit"
+    assert all(len(batch) == 1 or len(batch) * (max(lengths[i] for i in batch) + 100) <= BATCH_TOKENS for batch in batches)
+
+
+def test_progress_counts_every_prompt(model, tokenizer, prompts):
+    told = []
+    Generate(model, tokenizer, progress=lambda done, total: told.append((done, total)))(prompts, max_new_tokens=2)
+    assert told[-1] == (len(prompts), len(prompts)) and [done for done, _ in told] == sorted(done for done, _ in told)
