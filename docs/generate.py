@@ -1,7 +1,7 @@
 """Write what the docs take from the code: options.md, commands.md, and the marked parts of hooks.md and README.md.
 
-    python docs/generate.py            write what is stale
-    python docs/generate.py --check    only name it; exit status 1 if there is any
+python docs/generate.py            write what is stale
+python docs/generate.py --check    only name it; exit status 1 if there is any
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from unittest import mock
 
 import click
 from click.testing import CliRunner
+
 from ftx import hookspecs
 from ftx.catalogue import STAGES, Catalogue
 from ftx.cli import COMMANDS, main
@@ -106,6 +107,8 @@ def commands_page() -> str:
     for name in COMMANDS:
         parts.append(help_section([name]))
         command = main.get_command(click.Context(main), name)
+        if name == "plugins":
+            parts.append(f"With the official plugins it prints:\n\n```text\n{listing()}```\n")
         parts += [help_section([name, sub]) for sub in getattr(command, "commands", {})]
     return "\n".join(parts)
 
@@ -114,6 +117,16 @@ def help_section(path: list[str]) -> str:
     result = CliRunner().invoke(main, [*path, "--help"], prog_name="ftx", terminal_width=WIDTH)
     assert result.exit_code == 0, result.output
     return f"## {' '.join(['ftx', *path])}\n\n```text\n{result.output.rstrip()}\n```\n"
+
+
+def listing() -> str:
+    """What `ftx plugins` prints where no other plugin is installed."""
+    ours = {(stage, name, distribution) for stage, name, distribution in official()}
+    points = [one.point for one in Catalogue().entries if (one.stage, one.name, one.distribution) in ours]
+    with mock.patch("ftx.catalogue._installed", lambda: points):
+        result = CliRunner().invoke(main, ["plugins"])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 # ---- marked parts --------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import ftx
 import pytest
+
+import ftx
 from ftx import hookimpl, option, plugin
 from ftx.authoring import declared, is_plugin
 

@@ -8,10 +8,11 @@ import sys
 from importlib import metadata
 
 import pytest
+from shelf import GOOD, install, points_in
+
 from ftx import __version__
 from ftx.catalogue import STAGES, Catalogue
 from ftx.errors import PluginError
-from shelf import GOOD, install, points_in
 
 
 @pytest.fixture
@@ -226,9 +227,7 @@ def test_module_colon_class(place):
     install(place, "modules", {}, by_hand=GOOD.format(name="Sparse") + "\nclass Plain: ...\n")
     found = Catalogue([])
     assert found.load("adapter", "by_hand:Sparse").__name__ == "Sparse"
-    assert refusal(found, "adapter", "by_hand:Nothing")[0] == (
-        "adapter 'by_hand:Nothing' could not be loaded: module 'by_hand' has no attribute 'Nothing'"
-    )
+    assert refusal(found, "adapter", "by_hand:Nothing")[0] == ("adapter 'by_hand:Nothing' could not be loaded: module 'by_hand' has no attribute 'Nothing'")
     assert refusal(found, "adapter", "by_hand:Plain")[0] == "adapter 'by_hand:Plain' (not packaged): by_hand:Plain is a class without @plugin."
     assert refusal(found, "adapter", "no_such:Class") == [
         "adapter 'no_such:Class' could not be loaded: No module named 'no_such'",

@@ -8,14 +8,18 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
-from ftx import __version__
+from shelf import GOOD, install, points_in
+
+from ftx import __version__, catalogue
 from ftx.catalogue import Catalogue
 from ftx.cli import COMMANDS
+from ftx.commands.common import answering
 from ftx.describe import described
 from ftx.doctor import _plugins as plugin_lines
-from shelf import GOOD, install, points_in
+from ftx.errors import DataError, Interrupted, RunError
 
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "evaluate", "bitsandbytes", "numpy", "stevedore", "pluggy", "yaml", "rich", "json"}
 HEAVY |= {"importlib.metadata", "packaging"}
@@ -251,7 +255,9 @@ def test_doctor_says_what_is_wrong_with_each_plugin(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     install(tmp_path, "good", {"adapter:good": "doc_good:Good"}, doc_good=GOOD.format(name="Good"))
     install(tmp_path, "ending", {"adapter:ending": "doc_ending:E"}, doc_ending="raise SystemExit(1)")
-    install(tmp_path, "asking", {"adapter:asking": "doc_asking:Good"}, doc_asking=GOOD.format(name="Good").replace("return", "raise SystemExit(1)\n        return"))
+    install(
+        tmp_path, "asking", {"adapter:asking": "doc_asking:Good"}, doc_asking=GOOD.format(name="Good").replace("return", "raise SystemExit(1)\n        return")
+    )
     install(tmp_path, "lora-a", {"adapter:lora": "x:X"})
     install(tmp_path, "lora-b", {"adapter:lora": "y:Y"})
     lines = plugin_lines(Catalogue(points_in(tmp_path)))
@@ -259,3 +265,34 @@ def test_doctor_says_what_is_wrong_with_each_plugin(tmp_path, monkeypatch):
     assert any(line.startswith("warning: adapter 'ending' (ending 1.0) could not be loaded: it ends the program on import") for line in lines)
     assert "warning: adapter asking: SystemExit: 1" in lines
     assert "failure: two adapters are called 'lora' (lora-a 1.0 and lora-b 1.0): uninstall one" in lines
+
+
+# ---- how a command ends --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "content"),
+    [
+        (ValueError("broken\nin two"), 1, {"status": "failed", "error": "ValueError: broken", "remedy": ""}),
+        (RunError("it fell over.", "Pick it up."), 1, {"status": "failed", "error": "it fell over.", "remedy": "Pick it up."}),
+        (DataError("a: bad.", "Mend it."), 2, {"status": "refused", "error": "a: bad.", "remedy": "Mend it."}),
+        (Interrupted("interrupted.", "Go on."), 130, {"status": "interrupted", "error": "interrupted.", "remedy": "Go on."}),
+        (KeyboardInterrupt(), 130, {"status": "interrupted"}),
+    ],
+)
+def test_every_ending_has_its_status_and_its_json(capsys, error, status, content):
+    with pytest.raises(SystemExit) as ended, answering(as_json=True) as result:
+        print("chatter of a library")
+        result.content = {"run": "x"}
+        raise error
+    out, err = capsys.readouterr()
+    assert ended.value.code == status and json.loads(out) == {**content, "run": "x"}
+    assert "chatter" in err and "Error: " in err and "Traceback" not in err
+
+
+def test_a_command_scans_what_is_installed_once(cli, monkeypatch):
+    scans = []
+    monkeypatch.setattr(catalogue, "_installed", lambda: scans.append(1) or points)
+    points = [entry.point for entry in Catalogue([*metadata.entry_points(group="ftx.adapter")]).entries]
+    assert cli("plugins", "show", "adapter", "lora").exit_code == 0 and len(scans) == 1
+    assert cli("run", "--data", "x.jsonl").exit_code == 2 and len(scans) == 2

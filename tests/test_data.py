@@ -14,13 +14,14 @@ import random
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ftx import RowError, format_rows
 from ftx.data import ROW_TYPES, read_dataset, row_type, to_dataset
 from ftx.errors import DataError
 from ftx.ledger import Ledger
 from ftx.testing import make_run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SKIP = "Mend the row, or drop such rows into the ledger with --skip-bad-rows."
 
@@ -144,11 +145,14 @@ def test_parquet(put, tmp_path):
 
 def test_parquets_own_types_become_what_json_would_hold(put):
     stream = io.BytesIO()
-    row = {"day": datetime.date(2024, 1, 31), "at": datetime.datetime(2024, 1, 31, 12), "price": decimal.Decimal("1.10"), "in": [{"d": datetime.date(2024, 2, 1)}]}
+    row = {
+        "day": datetime.date(2024, 1, 31),
+        "at": datetime.datetime(2024, 1, 31, 12),
+        "price": decimal.Decimal("1.10"),
+        "in": [{"d": datetime.date(2024, 2, 1)}],
+    }
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), stream)
-    assert read(put("rows.parquet", stream.getvalue())) == [
-        {"day": "2024-01-31", "at": "2024-01-31T12:00:00", "price": "1.10", "in": [{"d": "2024-02-01"}]}
-    ]
+    assert read(put("rows.parquet", stream.getvalue())) == [{"day": "2024-01-31", "at": "2024-01-31T12:00:00", "price": "1.10", "in": [{"d": "2024-02-01"}]}]
     stream = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"image": b"\x89PNG"}]), stream)
     file = put("raw.parquet", stream.getvalue())
@@ -296,7 +300,7 @@ def test_ragged_rows_of_csv(put):
     assert refusal(file).problem == f"{file}:3: 3 cells under 2 columns."
     ledger = Ledger(skip_bad_rows=True)
     assert read(file, ledger) == [{"q": "1", "a": "2"}, {"q": "5", "a": "6"}]
-    assert [(entry.line, entry.reason) for entry in ledger.entries] == [(3, "3 cells under 2 columns"), (5, "1 cells under 2 columns")]
+    assert [(entry.line, entry.reason) for entry in ledger.entries] == [(3, "3 cells under 2 columns"), (5, "1 cell under 2 columns")]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ftx.encode import (
     IGNORE,
     Encoded,
@@ -16,8 +21,6 @@ from ftx.encode import (
 )
 from ftx.errors import ModelError, RowError
 from ftx.testing import tiny_tokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +84,29 @@ def test_a_string_beside_messages_is_one_message(tokenizer):
         assert whole(encode_row(row, tokenizer), tokenizer) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
 
 
+@functools.cache
+def tokenizer_once():
+    return tiny_tokenizer()
+
+
 turns = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8), min_size=1, max_size=4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(turns)
 def test_what_is_supervised_is_what_was_answered(contents):
-    tokenizer = tiny_tokenizer_once()
+    tokenizer = tokenizer_once()
     messages = [says("user" if i % 2 else "assistant", text) for i, text in enumerate(contents)]
     answers = "".join(f"{m['content']}<|im_end|>\n" for m in messages if m["role"] == "assistant")
     assert supervised(encode_messages(messages, tokenizer), tokenizer) == answers
 
 
-def tiny_tokenizer_once(kept: list = []):  # noqa: B006 - made once
-    if not kept:
-        kept.append(tiny_tokenizer())
-    return kept[0]
+def test_an_answer_that_begins_the_conversation(tokenizer):
+    """With a template that writes a system turn of its own in front, as many do."""
+    turns = [says("assistant", "hello"), says("user", "hi"), says("assistant", "bye")]
+    assert supervised(encode_messages(turns, tokenizer), tokenizer) == "hello<|im_end|>\nbye<|im_end|>\n"
+    greeting = with_template("{{ '<|im_start|>system\nbe good<|im_end|>\n' }}" + tokenizer.chat_template)
+    assert supervised(encode_messages(turns, greeting), greeting) == "hello<|im_end|>\nbye<|im_end|>\n"
 
 
 # ---- templates -----------------------------------------------------------------------------------------------------

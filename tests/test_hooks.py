@@ -6,6 +6,7 @@ from functools import cached_property, lru_cache
 
 import pluggy
 import pytest
+
 from ftx import hookimpl, hookspecs, option, plugin
 from ftx.errors import PluginError
 from ftx.hooks import Hooks, hook_names, stage_hooks
@@ -96,7 +97,7 @@ def test_names_of_the_hookspec_module_are_free():
     @plugin
     class Helper:
         def hookspec(self): ...
-        def Path(self): ...  # noqa: N802
+        def Path(self): ...
 
     hooks_of(observer_helper=Helper).check()
 

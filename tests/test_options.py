@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ftx import option, plugin
 from ftx.errors import OptionError
 from ftx.options import Text, as_dict, build, coerce, describe, option_types, supported
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 Mode = Literal["fast", "slow", 3, True, None]
 

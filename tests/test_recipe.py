@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from ftx import hookimpl, option, plugin
 from ftx.catalogue import Catalogue
 from ftx.errors import FtxError, OptionError, PluginError, RecipeError

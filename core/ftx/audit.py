@@ -82,7 +82,7 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
     ]
     if figures["duplicates"]:
         findings.append(Finding(f"{figures['duplicates']} exact duplicates", []))
-    return [finding for finding in findings if finding.rows or not finding.refuse and "duplicates" in finding.what], figures
+    return [finding for finding in findings if finding.rows or (not finding.refuse and "duplicates" in finding.what)], figures
 
 
 def _faults(ids: list[int], labels: list[int], cut: int, ends: set[int], bos: int | None, tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -126,7 +126,7 @@ def gate(dataset: Dataset, split: str, findings: list[tuple[str, Finding]], run:
         elif finding.refuse:
             refusals.append((author, finding))
         else:
-            places = f" in {len(finding.rows)} rows ({_places(dataset, finding.rows)})" if finding.rows else ""
+            places = f" in {_count(finding.rows)} ({_places(dataset, finding.rows)})" if finding.rows else ""
             run.say(f"warning: {split} data: {finding.what}{places}")
             if finding.what == "an answer cut by truncation":
                 for number in finding.rows:
@@ -146,8 +146,16 @@ def overlap(train: Dataset, evaluation: Dataset) -> list[int]:
 
 
 def _normal(row: dict[str, Any]) -> str:
-    content = {key: value for key, value in row.items() if not key.startswith("_")}
-    return " ".join(json.dumps(content, sort_keys=True, ensure_ascii=False, default=str).replace("\\n", " ").casefold().split())
+    """A row's content, case and white space folded, whatever empty columns its split has besides."""
+    return json.dumps(_folded({key: value for key, value in row.items() if not key.startswith("_")}), sort_keys=True, default=str)
+
+
+def _folded(value: Any) -> Any:
+    if isinstance(value, str):
+        return " ".join(value.casefold().split())
+    if isinstance(value, dict):
+        return {key: _folded(one) for key, one in value.items() if one is not None}
+    return [_folded(one) for one in value] if isinstance(value, list) else value
 
 
 def _source(dataset: Dataset, number: int) -> tuple[str, int]:

@@ -72,7 +72,9 @@ class Catalogue:
             )
         if len(found) > 1:
             raise PluginError(
-                f"{'two' if len(found) == 2 else len(found)} {stage}s are called '{name}': " + " and ".join(f"{one.origin} ({one.value})" for one in found) + ".",
+                f"{'two' if len(found) == 2 else len(found)} {stage}s are called '{name}': "
+                + " and ".join(f"{one.origin} ({one.value})" for one in found)
+                + ".",
                 f"Uninstall one, or name the class: --{stage} {found[-1].value}",
             )
         return found[0]
@@ -95,7 +97,7 @@ class Catalogue:
         return cls
 
 
-class _Driver(stevedore.DriverManager):  # type: ignore[misc]
+class _Driver(stevedore.DriverManager[Any]):
     """stevedore's driver over the catalogue's own scan: its disk cache loses versions, misses editable reinstalls made
     within two minutes (float32 times) and is written by several processes at once."""
 

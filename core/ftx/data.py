@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftx.errors import DataError, RowError
+from ftx.errors import DataError, RowError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,7 +87,7 @@ def _read_hub(reference: str) -> Dataset:
         dataset = datasets.load_dataset(reference, split="train")
     except Exception as error:
         raise DataError(
-            f"{reference}: neither a file here nor a dataset on the hub ({_first_line(error)}).", "Check the path or the id, and the network."
+            f"{reference}: neither a file here nor a dataset on the hub ({first_line(error)}).", "Check the path or the id, and the network."
         ) from error
     return dataset.add_column("_file", [reference] * len(dataset)).add_column("_line", list(range(1, len(dataset) + 1)))
 
@@ -100,7 +100,7 @@ def _read_file(file: Path, ledger: Ledger) -> Iterator[dict[str, Any]]:
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix.lower() == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be read ({_first_line(error)}).", "Check the file and its permissions.") from error
+        raise DataError(f"{file}: cannot be read ({first_line(error)}).", "Check the file and its permissions.") from error
     for line, row in readers[suffix](file, raw):
         problem = row if isinstance(row, str) else _fault(row)
         if problem is None:
@@ -190,7 +190,12 @@ def _csv_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | st
         line = reader.line_num + 1
         for cells in reader:
             if cells:
-                yield line, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else f"{len(cells)} cells under {len(header)} columns"
+                yield (
+                    line,
+                    dict(zip(header, cells, strict=True))
+                    if len(cells) == len(header)
+                    else f"{len(cells)} cell{'s'[: len(cells) != 1]} under {len(header)} columns",
+                )
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error}).", "Mend the file: quotes must be closed and doubled inside.") from error
@@ -203,7 +208,7 @@ def _parquet_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] 
     try:
         rows = pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file}: not a Parquet file that can be read ({_first_line(error)}).", "Write it again.") from error
+        raise DataError(f"{file}: not a Parquet file that can be read ({first_line(error)}).", "Write it again.") from error
     yield from enumerate((_as_json(row) for row in rows), start=1)
 
 
@@ -321,7 +326,3 @@ def _json_problem(error: Exception) -> str:
 
 def _kind(value: Any) -> str:
     return {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -68,12 +68,21 @@ def encode_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, f
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or index < first:
             continue
-        before = render(messages[:index], tokenizer, tools=tools, generation_prompt=True)
         until = whole if index == len(messages) - 1 else render(messages[: index + 1], tokenizer, tools=tools)
+        before = render(messages[:index], tokenizer, tools=tools, generation_prompt=True) if index else _opening(until, tokenizer)
         if not until.startswith(before) or not whole.startswith(until):
             raise RowError(f"the chat template renders message {index + 1} differently when more follows, so its answer cannot be found in the text")
         spans.append((len(before), len(until)))
     return _mask(whole, spans, tokenizer, special=False)
+
+
+def _opening(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands in front of an answer that begins a conversation: all up to the end of the generation prompt."""
+    question = [{"role": "user", "content": "a"}]
+    asking = render(question, tokenizer, generation_prompt=True).removeprefix(render(question, tokenizer))
+    if asking not in text:
+        raise RowError("the conversation begins with an answer, and the chat template does not show where it starts")
+    return text[: text.index(asking) + len(asking)]
 
 
 def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:

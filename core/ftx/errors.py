@@ -64,6 +64,11 @@ class RowError(ValueError):
     """Raised by a formatter for a row that does not fit; the core adds file and line."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean 'x'?' for the closest known word, else for one that is its beginning (`rank`: `r`), or nothing."""
     known = list(known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ftx.errors import FtxError
+from ftx.errors import FtxError, first_line
 from ftx.generate import Generate
 from ftx.run import Evaluation, Score
 
@@ -34,7 +34,7 @@ def evaluate_phase(phase: str, hooks: Hooks, generate: Generate, dataset: Datase
                 raise FtxError(f"evaluator '{name}' returned {type(evaluation).__name__}, not an Evaluation.")
         except Exception as error:
             log.exception("evaluator %s failed on the %s model", name, phase)
-            failed[name] = _first_line(error)
+            failed[name] = first_line(error)
             run.say(f"error: evaluator '{name}' failed on the {phase} model: {failed[name]}")
             continue
         stamped = [score.stamped(name, phase) for score in evaluation.scores]
@@ -61,7 +61,7 @@ def compare_phases(hooks: Hooks, evaluators: list[str], run: Run) -> tuple[list[
                 result = hooks.ask(key, "compare_answers", base_items=base, tuned_items=tuned, run=run)
             except Exception as error:
                 log.exception("evaluator %s failed on the comparison", name)
-                failed[name] = _first_line(error)
+                failed[name] = first_line(error)
                 continue
             changes += [score.stamped(name, "change") for score in result or []]
     return changes, failed
@@ -72,7 +72,3 @@ def describe(score: Score) -> str:
     interval = f" [{score.ci_low:.3f}, {score.ci_high:.3f}]" if score.ci_low is not None and score.ci_high is not None else ""
     unscored = f", {score.unscored} unscored" if score.unscored else ""
     return f"{score.metric} {score.value:.3f}{interval} of {score.n}{unscored}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

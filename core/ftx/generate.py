@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Prompts in one batch, and the most tokens (prompt and answer, padding included) that one batch may hold.
 BATCH_ROWS, BATCH_TOKENS = 32, 16384
+#: What generation keeps of a checkpoint's own settings.
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 class Generate:
@@ -37,8 +39,9 @@ class Generate:
         """Answers without special tokens, cut before the first stop string. Greedy at temperature 0; else each item is
         sampled with its own seed, made from `seed` and its prompt."""
         texts = [prompt_text(prompt, self.tokenizer) for prompt in prompts]
-        # a rendered template holds its own special tokens; plain text gets the tokenizer's
-        ids = [self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"] for text, prompt in zip(texts, prompts, strict=True)]
+        # a rendered template holds its own special tokens; plain text gets the tokenizer's, and an empty one something to start from
+        start = next((i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
+        ids = [self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"] or [start] for text, prompt in zip(texts, prompts, strict=True)]
         answers = [""] * len(texts)
         done = 0
         with _evaluating(self.model):
@@ -68,12 +71,6 @@ class Generate:
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                num_beams=1,
-                # a checkpoint's own generation settings must not bend the measurement
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,
                 use_cache=True,
                 eos_token_id=sorted(self._ends()),
                 pad_token_id=pad,
@@ -128,10 +125,16 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 
 @contextmanager
 def _evaluating(model: Any) -> Any:
-    """Eval mode with the KV cache on, and the model as it was afterwards."""
+    """Eval mode with the KV cache on and without the checkpoint's own generation settings (penalties, beams, forced
+    tokens), which would bend the measurement; the model as it was afterwards."""
+    from transformers import GenerationConfig
+
     modes, config = [(module, module.training) for module in model.modules()], getattr(model, "config", None)
     cached = getattr(config, "use_cache", None)
+    owners = [(module, own) for module, _ in modes if (own := vars(module).get("generation_config")) is not None]
     model.eval()
+    for module, own in owners:
+        module.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in SPECIAL_IDS})
     if config is not None:
         config.use_cache = True
     try:
@@ -139,5 +142,7 @@ def _evaluating(model: Any) -> Any:
     finally:
         for module, training in modes:
             module.training = training
+        for module, own in owners:
+            module.generation_config = own
         if config is not None:
             config.use_cache = cached

@@ -38,7 +38,7 @@ class Hooks(pluggy.PluginManager):
         try:
             self.register(plugin, name=key)
         except pluggy.PluginValidationError as error:
-            raise PluginError(f"{stage} '{name}' does not fit its hooks: {_first_line(error)}", "See docs/hooks.md for the arguments of each hook.") from error
+            raise PluginError(f"{stage} '{name}' does not fit its hooks: {_problem(error)}", "See docs/hooks.md for the arguments of each hook.") from error
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         """Look at functions only (pluggy would run properties), and refuse a hook's name without its mark."""
@@ -155,6 +155,6 @@ def _as_argument(key: str) -> str:
     return f"--{stage} {name}"
 
 
-def _first_line(error: BaseException) -> str:
+def _problem(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[1:3] or lines) if lines else type(error).__name__

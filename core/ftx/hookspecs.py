@@ -116,7 +116,7 @@ def load_adapted(base: PreTrainedModel, path: Path, run: Run) -> Any:
 
 
 @stage_hook
-def merge_adapted(model: Any, run: Run) -> PreTrainedModel:  # type: ignore[empty-body]
+def merge_adapted(model: Any, run: Run) -> PreTrainedModel:
     """The tuned model -> a plain transformers model with the adapter in its weights. Owner: the adapter."""
 
 

@@ -23,7 +23,6 @@ def write_manifest(directory: RunDir, run: Run, catalogue: Catalogue) -> None:
     for stage, choice in run.recipe.choices():
         entry = catalogue.find(stage, choice.name)
         plugins[f"{stage}:{choice.name}"] = {"distribution": entry.distribution, "version": entry.version, "class": entry.value}
-    assert run.model_path is not None
     content = {
         "ftx": __version__,
         "plugins": plugins,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftx.errors import FtxError, ModelError, did_you_mean
+from ftx.errors import FtxError, ModelError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def _installed_path(name: str, points: list[metadata.EntryPoint]) -> Path:
     except FtxError:
         raise
     except (Exception, SystemExit) as error:
-        raise ModelError(f"model '{name}' ({points[0].value}) could not be found: {_first_line(error)}", "See it all with --traceback.") from error
+        raise ModelError(f"model '{name}' ({points[0].value}) could not be found: {first_line(error)}", "See it all with --traceback.") from error
     if not path.is_absolute() or not path.exists():
         raise ModelError(f"model '{name}' ({points[0].value}) says that it lies in '{path}', where there is nothing.", "Install it again.")
     return path
@@ -125,7 +125,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None] | None
     except hub_errors.RepositoryNotFoundError as error:  # gated and private ones too
         raise ModelError(f"'{name}' is neither a directory here nor a model that the hub shows.", "Check the spelling. A gated one: hf auth login") from error
     except Exception as error:  # the network has many ways to fail
-        raise ModelError(f"model '{name}' could not be fetched: {_first_line(error)}", "Check the revision, the network and the disk.") from error
+        raise ModelError(f"model '{name}' could not be fetched: {first_line(error)}", "Check the revision, the network and the disk.") from error
 
 
 # ---- GGUF -> safetensors, once
@@ -158,7 +158,7 @@ def _converted(file: Path, say: Callable[[str], None] | None) -> Path:
             with contextlib.suppress(OSError):  # another process was faster: its copy is as good as ours
                 made.rename(target)
     except OSError as error:
-        raise ModelError(f"{file.name} could not be converted into {target.parent}: {_first_line(error)}", "Set FTX_CACHE to a directory with room.") from error
+        raise ModelError(f"{file.name} could not be converted into {target.parent}: {first_line(error)}", "Set FTX_CACHE to a directory with room.") from error
     if not target.is_dir():
         raise ModelError(f"{file.name} could not be converted into {target}: something else lies there.", "Set FTX_CACHE to another directory.")
     return target
@@ -181,12 +181,12 @@ def _convert(file: Path, directory: Path) -> None:
             model.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
     except ImportError as error:
-        raise ModelError(f"{file.name} cannot be read: {_first_line(error)}", "pip install gguf accelerate") from error
+        raise ModelError(f"{file.name} cannot be read: {first_line(error)}", "pip install gguf accelerate") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk, not the file
             raise
         remedy = "Is it complete, and of an architecture that transformers reads from GGUF?"
-        raise ModelError(f"{file} could not be read as GGUF: {_first_line(error)}", remedy) from error
+        raise ModelError(f"{file} could not be read as GGUF: {first_line(error)}", remedy) from error
 
 
 def _mend_tokenizer(tokenizer: Any, file: Path, config: Any) -> None:
@@ -215,7 +215,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         with _quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"the tokenizer in {path} could not be loaded: {_first_line(error)}", "Is tokenizer.json complete?") from error
+        raise ModelError(f"the tokenizer in {path} could not be loaded: {first_line(error)}", "Is tokenizer.json complete?") from error
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer in {path} has no fast version, which the masks need.", "Convert it to tokenizer.json.")
     if tokenizer.pad_token is None:
@@ -245,7 +245,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_conf
             raise ModelError(f"the model in {path} needs its author's own code, which ftx does not run.", "Use a model that transformers knows.") from error
         if type(error).__name__ == "OutOfMemoryError":
             raise ModelError(f"the model in {path} does not fit into the memory of {device}.", "Try --adapter qlora, or a smaller model.") from error
-        raise ModelError(f"the model in {path} could not be loaded: {_first_line(error)}", "Is it complete? See it all with --traceback.") from error
+        raise ModelError(f"the model in {path} could not be loaded: {first_line(error)}", "Is it complete? See it all with --traceback.") from error
     if found["missing_keys"]:
         raise ModelError(f"the model in {path} lacks {_some(found['missing_keys'])}.", "It would start with random numbers there: get the files again.")
     if found["unexpected_keys"]:
@@ -326,7 +326,3 @@ def _quiet() -> Iterator[None]:
 def _some(keys: set[str]) -> str:
     first = sorted(keys)
     return f"{', '.join(first[:3])}" + (f" and {len(first) - 3} more" if len(first) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

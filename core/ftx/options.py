@@ -86,7 +86,7 @@ def coerce(value: Any, annotation: Any, label: str) -> Any:
     if isinstance(value, str):
         is_list = value.strip().startswith("[")
         # a list only where the text says so: `all-linear` must not become a list of one
-        ordered = sorted(arms, key=lambda arm: ((typing.get_origin(arm) is list) != is_list, arm is str))
+        ordered = sorted(arms, key=lambda arm: (_is_list(arm) != is_list, arm is str))
         for arm in ordered:
             if arm is not float and not isinstance(value, Text):
                 continue  # YAML has its own types; only a number like 2e-4 comes out of it as text
@@ -139,6 +139,10 @@ def _arms(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return [arm for part in typing.get_args(annotation) for arm in _arms(part)]
     return [list[Any] if annotation is list else annotation]
+
+
+def _is_list(arm: Any) -> bool:
+    return typing.get_origin(arm) is list
 
 
 def _takes_dict(annotation: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ftx import models
 from ftx.catalogue import Catalogue
 from ftx.console import Console, score_table
-from ftx.errors import REFUSED, FtxError, Interrupted, PluginError, RecipeError, RunError
+from ftx.errors import REFUSED, FtxError, Interrupted, PluginError, RecipeError, RunError, first_line
 from ftx.evaluate import compare_phases, evaluate_phase
 from ftx.generate import Generate
 from ftx.hooks import Hooks
@@ -117,7 +118,7 @@ def open_run(recipe: Recipe, console: Console) -> Run:
         start = RunDir(recipe.start)
         if not finished_training(start):
             raise RecipeError(f"{recipe.start}: no run with a trained model.", "Give the directory of a finished run.")
-    path = start.model if start else models.resolve(recipe.model)
+    path = start.model if start else models.resolve(recipe.model, console.say)
     device = models.pick_device(recipe.device)
     dtype = models.best_dtype(device) if recipe.dtype == "auto" else getattr(__import__("torch"), recipe.dtype)
     return Run(
@@ -213,7 +214,7 @@ def _as_run_error(error: BaseException, directory: RunDir) -> BaseException:
         return Interrupted("interrupted.", f"Go on with: {go_on}")
     if isinstance(error, RunError | Interrupted) or not isinstance(error, Exception):
         return error
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error) or _disk_is_full(directory, error):
         return RunError(f"no space left on the disk of {directory}; the last whole checkpoint is kept.", f"Make room, then: {go_on}")
     if isinstance(error, FtxError):
@@ -321,10 +322,17 @@ def describe_trainable(model: Any, run: Run) -> None:
     trainable = [p for p in parameters if p.requires_grad]
     if not trainable:
         raise PluginError("the adapter left nothing to train.", "Check its target_modules against the model's module names.")
-    count, total = sum(p.numel() for p in trainable), sum(p.numel() for p in parameters)
+    count, total = sum(map(_numbers, trainable)), sum(map(_numbers, parameters))
     size = sum(p.numel() * p.element_size() for p in trainable)
     run.notes["parameters"] = {"trainable": count, "stored": total, "trainable_bytes": size}
-    run.say(f"trains {count:,} of {total:,} parameters ({count / total:.2%}, {size / 2**20:.1f} MiB) in {run.dtype} on {run.device}".replace("torch.", ""))
+    dtype = str(run.dtype).removeprefix("torch.")
+    run.say(f"trains {count:,} of {total:,} parameters ({count / total:.2%}, {size / 2**20:.1f} MiB), base in {dtype} on {run.device}")
+
+
+def _numbers(parameter: Any) -> int:
+    """How many numbers a parameter stands for: packed quantised ones keep their true shape beside them."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return math.prod(shape) if shape is not None else parameter.numel()
 
 
 def seed_everything(seed: int) -> None:

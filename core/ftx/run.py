@@ -71,7 +71,7 @@ class Run:
     device: str = "cpu"
     dtype: torch.dtype | None = None
     model: str = ""
-    model_path: Path | None = None
+    model_path: Path = field(default_factory=Path)
     directory: RunDir | None = None
     say: Any = print
     notes: dict[str, Any] = field(default_factory=dict)

@@ -39,6 +39,10 @@ class Alpaca:
     """Instruction, input and output, as in Stanford Alpaca, LLaMA-Factory and self-instruct."""
 
     produces = ("prompt-completion",)
+    exam = {
+        "rows": [{"instruction": "Name a colour.", "input": "", "output": "Blue."}, {"instruction": "Translate.", "input": "Haus", "output": "house"}],
+        "bad_rows": [{"instruction": "Name a colour."}, {"instruction": 1, "output": "Blue."}],
+    }
 
     style: Literal["chat", "instruction"] = option("chat", "chat: turns for the model's own chat template; instruction: Alpaca's '### Instruction:' text.")
     instruction_column: str = option("instruction", "Column of the instruction.")
@@ -82,6 +86,10 @@ class ShareGPT:
     """Conversations of from/value turns as in ShareGPT, FastChat and LLaMA-Factory, tools and observations included."""
 
     produces = ("conversation",)
+    exam = {
+        "rows": [{"conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello!"}]}],
+        "bad_rows": [{"conversations": [{"from": "human", "value": "Hi."}]}, {"conversations": []}, {"conversations": [{"from": "cat", "value": "Meow."}]}],
+    }
 
     messages_column: str = option("conversations", "Column of the turns.")
     role_tag: str = option("from", "Key of a turn's role.")
@@ -123,6 +131,10 @@ class Messages:
     """Conversations of OpenAI role/content messages with tools and tool calls, and OpenAssistant's message trees."""
 
     produces = ("conversation",)
+    exam = {
+        "rows": [{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]}],
+        "bad_rows": [{"messages": [{"role": "user", "content": "Hi."}]}, {"messages": []}, {"messages": [{"role": "cat", "content": "Meow."}]}],
+    }
 
     messages_column: str = option("messages", "Column of the messages.")
     tools_column: str | None = option("tools", "Column of the tools, as a list or its JSON text, if there is one.")
@@ -157,6 +169,7 @@ class Completion:
     """A prompt and its completion, as texts or as message lists; questions and answers by naming their columns."""
 
     produces = ("prompt-completion",)
+    exam = {"rows": [{"prompt": "2 + 2 =", "completion": " 4"}], "bad_rows": [{"prompt": "2 + 2 ="}, {"prompt": "2 + 2 =", "completion": ""}]}
 
     prompt_column: str = option("prompt", "Column of the prompt.")
     completion_column: str = option("completion", "Column of the completion.")
@@ -185,6 +198,7 @@ class Text:
     """Plain text, all of it trained on."""
 
     produces = ("text",)
+    exam = {"rows": [{"text": "Once upon a time."}, {"text": "The end."}], "bad_rows": [{"text": ""}, {"text": None}]}
 
     text_column: str = option("text", "Column of the text.")
 

@@ -22,6 +22,7 @@ class Auto:
     """Chooses among the formatters of ftx-formats by column names and first rows, and says which."""
 
     # It says nothing of what it produces: that is certain only once the file is read.
+    exam = Alpaca.exam
 
     @hookimpl
     def format_dataset(self, dataset: Dataset, run: Run) -> Dataset:

@@ -23,6 +23,10 @@ class Preference:
     """Chosen and rejected answers (TRL, LLaMA-Factory, hh-rlhf, OpenAssistant's trees), and answers labelled good or bad (KTO)."""
 
     produces = ("preference", "unpaired-preference")
+    exam = {
+        "rows": [{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}],
+        "bad_rows": [{"prompt": "2 + 2 =", "chosen": " 4"}, {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 4"}],
+    }
 
     chosen_column: str = option("chosen", "Column of the better answer, or of the conversation that ends with it.")
     rejected_column: str = option("rejected", "Column of the worse answer, or of the conversation that ends with it.")

@@ -23,6 +23,7 @@ class Full:
     """
 
     suggests = {"trainer.learning_rate": 5e-6, "trainer.num_train_epochs": 2}
+    exam = {"trains_everything": True}
 
     @hookimpl
     def preflight(self, run: Run) -> list[str]:

@@ -1,0 +1,15 @@
+"""The adapter `lora` sits the exam."""
+
+from ftx.testing import AdapterContract
+from ftx_lora import LoRA
+
+
+class TestLoRA(AdapterContract):
+    plugin = LoRA
+    options = [{}, {"r": 4, "target_modules": ["q_proj"]}, {"rslora": True, "modules_to_save": ["lm_head"]}, {"init": "pissa", "r": 4}]
+
+
+class TestLoRARandom(AdapterContract):
+    plugin = LoRA
+    options = [{"init": False, "dropout": 0.1}]
+    changes_at_start = True
