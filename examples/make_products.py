@@ -62,10 +62,7 @@ TEMPLATES = [
     "{stars} stars from {count} buyers: the {name}, {price}, {percent}% off.",
     "From {month} {day} on, the {name} costs {price} and no longer {old}.",
     "Weighs {weight} kg, ships in {day} days: {name}, {price}.",
-    "The {name} of {year} is here. Yours for {price}.",
-    "Old price {old}. New price {price}. {name}, page {count}.",
     "New in: {name}, {weight} kg, at {price}.",
-    "Sold {count} times in {year}: the {name}, {price} each.",
 ]
 MONTHS = "January February March April May June July August September October November December".split()
 

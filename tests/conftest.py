@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from ftx.testing.tiny import tiny_model_dir
 
 TOYS = Path(__file__).resolve().parent / "toys"

@@ -74,7 +74,12 @@ def test_an_answer_of_50000_characters(cli, toy_run, rows, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
-    [("empty.jsonl", "", "has no rows"), ("empty.json", "[]", "has no rows"), ("head.csv", "q,a\n", "has no rows"), ("data.txt", "hello", "cannot read a '.txt' file")],
+    [
+        ("empty.jsonl", "", "has no rows"),
+        ("empty.json", "[]", "has no rows"),
+        ("head.csv", "q,a\n", "has no rows"),
+        ("data.txt", "hello", "cannot read a '.txt' file"),
+    ],
 )
 def test_files_without_rows(cli, toy_run, tmp_path, name, content, text):
     file = tmp_path / name

@@ -76,7 +76,9 @@ def test_every_adapter_really_trains_and_reads_back(adapter, tmp_path, questions
     steps = ("-o", "trainer.max_steps=2", "-o", "trainer.per_device_train_batch_size=4", "-o", "trainer.gradient_accumulation_steps=1")
     few = tmp_path / "few.jsonl"
     few.write_text("".join(questions.read_text("utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
-    done = process_of_module(*arguments(tmp_path / "run", adapter, "--eval-data", str(few), *steps, "-o", "trainer.warmup_steps=0", "-o", "exact-match.max_new_tokens=8"))
+    done = process_of_module(
+        *arguments(tmp_path / "run", adapter, "--eval-data", str(few), *steps, "-o", "trainer.warmup_steps=0", "-o", "exact-match.max_new_tokens=8")
+    )
     assert done.returncode == 0, done.stderr
     metrics = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2] and all(line["grad_norm"] > 0 for line in metrics)

@@ -116,7 +116,18 @@ def test_an_evaluator_does_not_change_the_weights(cli, toy_run, small, tmp_path)
 
 @pytest.mark.parametrize("at", [3, 5])
 def test_killed_and_resumed_equals_never_stopped(process, toy_run, small, tmp_path, at):
-    more = ("-o", "trainer.save_steps=2", "--eval-data", str(small["eval"]), "--evaluator", "toys:Equal", "--observer", "toys:Dying", "-o", f"toys:Dying.at={at}")
+    more = (
+        "-o",
+        "trainer.save_steps=2",
+        "--eval-data",
+        str(small["eval"]),
+        "--evaluator",
+        "toys:Equal",
+        "--observer",
+        "toys:Dying",
+        "-o",
+        f"toys:Dying.at={at}",
+    )
     whole = process(*toy_run(*more, output=tmp_path / "whole"), FTX_TEST_SURVIVE="1")
     assert whole.returncode == 0, whole.stderr
     killed = process(*toy_run(*more))

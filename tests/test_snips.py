@@ -39,7 +39,9 @@ def test_loss_equals_plain_trl_step_by_step(rows, tmp_path, process):
     }
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     script = REPO / "tests" / "toys" / "plain_trl.py"
-    done = subprocess.run([sys.executable, script, tmp_path / "settings.json"], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "settings.json"], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
+    )
     assert done.returncode == 0, done.stderr
     expected = json.loads((tmp_path / "trl.json").read_text())["losses"]
     options = {"max_steps": steps, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "logging_steps": 1, "save_strategy": "no"}

@@ -12,6 +12,7 @@ from ftx.errors import RunError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from ftx import Run
     from ftx.generate import Generate
 

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from ftx_exact_match import ExactMatch
-from ftx_exact_match_numbers import mcnemar, ratio_of_sums, wilson
 
 from ftx.data import to_dataset
 from ftx.errors import RunError
 from ftx.ledger import Ledger
 from ftx.recipe import Choice, Recipe
 from ftx.run import Run, RunDir
+from ftx_exact_match import ExactMatch
+from ftx_exact_match_numbers import mcnemar, ratio_of_sums, wilson
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

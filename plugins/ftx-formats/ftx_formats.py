@@ -22,6 +22,7 @@ from ftx_formats_trees import all_conversations, best_conversation
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from ftx import Run
 
 TRIM_HINT = " (-o formatter.trim=true drops such turns)"

@@ -12,6 +12,7 @@ from ftx_formats_preference import Preference
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from ftx import Run
 
 FORMATTERS: dict[str, Any] = {"alpaca": Alpaca, "completion": Completion, "messages": Messages, "preference": Preference, "sharegpt": ShareGPT, "text": Text}

@@ -13,6 +13,7 @@ from ftx.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from ftx import Run
 
 #: How many rows `guesses` looks at.

@@ -13,6 +13,7 @@ from ftx_formats_trees import ranked_pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
     from ftx import Run
 
 Side = str | MessageList

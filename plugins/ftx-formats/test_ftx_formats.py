@@ -7,6 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from ftx import Run
 from ftx.data import read_dataset, row_type, to_dataset
 from ftx.encode import encode_row
@@ -16,8 +19,6 @@ from ftx.testing.tiny import tiny_tokenizer
 from ftx_formats import PREAMBLE, PREAMBLE_INPUT, Alpaca, Completion, Messages, ShareGPT, Text
 from ftx_formats_auto import FORMATTERS, Auto
 from ftx_formats_preference import Preference
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

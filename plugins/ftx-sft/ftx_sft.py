@@ -8,8 +8,9 @@ from ftx import hookimpl, option, plugin
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from ftx import Run
     from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from ftx import Run
 
 #: transformers' default, which needs no look at its list of optimizers.
 OPTIM = "adamw_torch_fused"

@@ -6,8 +6,9 @@ import inspect
 from typing import Any
 
 import torch
-from ftx.encode import IGNORE
 from torch import Tensor, nn
+
+from ftx.encode import IGNORE
 
 
 def next_is_supervised(labels: Tensor) -> Tensor:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, Features, List, Value
-from ftx.encode import IGNORE
-from ftx.errors import PluginError, RunError
-from ftx_sft_args import arguments
-from ftx_sft_loss import kept_logits, next_is_supervised, summed_loss, supervised_tokens, takes, takes_mask
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from ftx.encode import IGNORE
+from ftx.errors import PluginError, RunError
+from ftx_sft_args import arguments
+from ftx_sft_loss import kept_logits, next_is_supervised, summed_loss, supervised_tokens, takes, takes_mask
 
 if TYPE_CHECKING:
     from ftx import Run

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from ftx.data import to_dataset
 from ftx.errors import DataError, RunError
 from ftx.ledger import Ledger
@@ -20,7 +22,6 @@ from ftx.recipe import Choice, Recipe
 from ftx.run import Run, RunDir
 from ftx.testing.tiny import tiny_model, tiny_model_dir, tiny_tokenizer
 from ftx_sft import SFT
-from torch import nn
 
 FAST: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no"}
 
@@ -709,8 +710,9 @@ def test_what_the_core_owns_exists_in_sftconfig() -> None:
     """A field that TRL renames must not slip through."""
     import dataclasses
 
-    from ftx_sft_args import OWNED
     from trl import SFTConfig
+
+    from ftx_sft_args import OWNED
 
     fields = {field.name for field in dataclasses.fields(SFTConfig)}
     assert OWNED.keys() <= fields
@@ -722,9 +724,10 @@ def test_what_the_core_owns_exists_in_sftconfig() -> None:
 def test_schedulers_and_optimizer_are_transformers_own(tmp_path: Path) -> None:
     from typing import get_args
 
-    from ftx_sft import OPTIM, Scheduler
     from transformers import TrainingArguments
     from transformers.trainer_utils import SchedulerType
+
+    from ftx_sft import OPTIM, Scheduler
 
     assert set(get_args(Scheduler)) == {one.value for one in SchedulerType}
     assert TrainingArguments(output_dir=str(tmp_path), use_cpu=True).optim == OPTIM

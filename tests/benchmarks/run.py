@@ -67,8 +67,6 @@ def bench_trl(work: Path, train: Path, held_out: Path) -> dict:
 
 def judge(adapter: Path, held_out: Path) -> dict:
     """Exact match of a saved peft adapter on the held-out questions, through the plugin's own hooks."""
-    from ftx_exact_match import ExactMatch
-    from ftx_formats import Alpaca
     from peft import PeftModel
 
     from ftx import models
@@ -76,6 +74,8 @@ def judge(adapter: Path, held_out: Path) -> dict:
     from ftx.generate import Generate
     from ftx.ledger import Ledger
     from ftx.run import Run
+    from ftx_exact_match import ExactMatch
+    from ftx_formats import Alpaca
 
     run = Run(recipe=None, ledger=Ledger())  # type: ignore[arg-type]
     path = models.resolve("smollm2")

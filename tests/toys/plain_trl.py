@@ -15,10 +15,11 @@ from pathlib import Path
 def main(settings: dict) -> None:
     import torch
     from datasets import Dataset
-    from ftx import models
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
+
+    from ftx import models
 
     path = models.resolve(settings["model"])
     tokenizer = AutoTokenizer.from_pretrained(path)

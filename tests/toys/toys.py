@@ -94,6 +94,7 @@ class Equal:
     @hookimpl
     def evaluate_model(self, generate, dataset, run):
         import torch
+
         from ftx.encode import question_and_reference
 
         torch.rand(self.draws)
