@@ -37,7 +37,7 @@ def test_a_run_leaves_its_files(cli, toy_run, small, tmp_path):
     assert result.exit_code == 0, result.output
     assert {file.name for file in run.iterdir()} == FILES
     metrics = lines(run / "metrics.jsonl")
-    assert [line["step"] for line in metrics][0] == 1 and metrics[-1]["step"] == 6
+    assert next(line["step"] for line in metrics) == 1 and metrics[-1]["step"] == 6
     assert {"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "supervised_tokens", "tokens_per_second", "peak_memory"} <= set(metrics[-1])
     assert metrics[-1]["tokens"] > metrics[-1]["supervised_tokens"] > 0
     scores = json.loads((run / "scores.json").read_text())
@@ -52,7 +52,7 @@ def test_a_run_leaves_its_files(cli, toy_run, small, tmp_path):
         assert [item["prompt"][0]["content"] for item in items] == questions
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["finished"] and manifest["plugins"]["trainer:sft"]["distribution"] == "ftx-sft"
-    assert list(manifest["data"]["data"]["files"].values())[0]["sha256"] == hashlib.sha256(small["train"].read_bytes()).hexdigest()
+    assert next(iter(manifest["data"]["data"]["files"].values()))["sha256"] == hashlib.sha256(small["train"].read_bytes()).hexdigest()
     assert not [file for file in (run / "model").rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert (run / "model" / "tokenizer.json").exists() and not leftovers(run)
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
