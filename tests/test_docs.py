@@ -538,7 +538,7 @@ def test_the_readmes_plugin_works(workshop, monkeypatch):
     from ftx.testing import ftx
 
     (source,) = blocks((REPO / "README.md").read_text("utf-8"), "python faq.py")
-    assert len(source.splitlines()) <= 10
+    assert sum(map(bool, source.splitlines())) <= 10
     (workshop / "faq.py").write_text(source)
     write_rows(workshop / "faq.jsonl", [{"question": f"What is {i}?", "a": f"It is {i}."} for i in range(8)])
     (line,) = (line for file in PAGES[:1] for block in blocks(file.read_text("utf-8"), "console") for line in commands(block) if "faq:Faq" in line)
@@ -571,11 +571,12 @@ def test_the_tutorials_data_are_what_its_script_writes(tmp_path, monkeypatch):
 
 def masked(text: str) -> list[str]:
     """Lines of output with the digits masked; without progress lines, which depend on the machine's speed."""
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [re.sub(r"in b?float(16|32) on \w+$", "", line).strip() for line in text.splitlines()]
     return [re.sub(r"[-+]?\d[\d.,e+-]*", "#", re.sub(r" +", " ", line)) for line in lines if line and not ANSWERS.match(line) and not line.startswith("step ")]
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 def test_the_tutorial_runs(tmp_path, process, monkeypatch):
     """All commands in their order; what they print, less numbers and progress. Ctrl-C is pressed behind step 4."""
     (tmp_path / "make_dates.py").write_text(blocks(page("tutorial.md"), "python make_dates.py")[0])

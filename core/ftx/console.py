@@ -41,7 +41,7 @@ class Console:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
         for row in rows:
@@ -94,7 +94,7 @@ def score_table(scores: list[Score]) -> tuple[list[str], list[list[str]]]:
     for (evaluator, metric), phases in by.items():
         base, tuned, change = (phases.get(phase) for phase in ("base", "tuned", "change"))
         if change:
-            rows.append([evaluator, metric, "", "", f"{change.value:.4g}"])
+            rows.append([evaluator, metric, "", "", f"{change.value:.3g}"])
         else:
             moved = f"{tuned.value - base.value:+.3f}" if base and tuned else ""
             rows.append([evaluator, metric, _cell(base), _cell(tuned), moved])
