@@ -185,7 +185,7 @@ def test_json_lines_under_another_name(put):
 
 BAD_LINES = [
     (b"{not json", "not valid JSON (Expecting property name enclosed in double quotes at column 2)"),
-    (b'{"q": "cut of', "not valid JSON (Unterminated string starting at at column 7)"),
+    (b'{"q": "cut of', "not valid JSON (Unterminated string starting at column 7)"),
     (b'{"q": 1} {"q": 2}', "not valid JSON (Extra data at column 10)"),
     (b"[1, 2]", "a row must be a JSON object, this is a list"),
     (b'"text"', "a row must be a JSON object, this is a text"),

@@ -48,7 +48,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 1 or state.global_step >= state.max_steps or control.should_save:
             control.should_log = True
-        self.progress.update(state.global_step)
+        if not control.should_log:  # on_log prints the step with its figures
+            self.progress.update(state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log = control.should_log or control.should_save
