@@ -368,3 +368,15 @@ def test_assignments_that_do_not_fit(shelf, assignment, problem, remedy):
 def test_every_named_plugin_must_exist(shelf):
     with pytest.raises(PluginError, match=r"no adapter is called 'qlroa'\."):
         plan(shelf, adapter="qlroa")
+
+
+def test_an_installed_models_name_is_no_path(tmp_path, monkeypatch):
+    """A directory that happens to have the name must not change what a recipe means."""
+    from ftx.recipe import merge, read_recipe, to_yaml
+
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "recipe.yaml").write_text("model: smollm2\n")
+    monkeypatch.chdir(tmp_path)
+    content = read_recipe(tmp_path / "recipe.yaml")
+    assert content["model"] == "smollm2"
+    assert "model: smollm2\n" in to_yaml(merge(content, {}))

@@ -12,6 +12,7 @@ from ftx.authoring import declared
 from ftx.catalogue import Catalogue
 from ftx.errors import OptionError, RecipeError, did_you_mean
 from ftx.hooks import REQUIRED_STAGES, Hooks
+from ftx.models import installed
 from ftx.options import Text, as_dict, build, coerce, fields
 
 SINGLE = ("formatter", "quantizer", "adapter", "trainer")
@@ -100,7 +101,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
     _check_keys(content, file)
     for key in PATHS:
         value = content.get(key)
-        if isinstance(value, str):
+        if isinstance(value, str) and not (key == "model" and value in installed()):
             beside = (file.parent / Path(value).expanduser()).resolve()
             if beside.exists() or value.startswith((".", "/", "~")):
                 content[key] = str(beside)
@@ -253,7 +254,9 @@ def to_yaml(recipe: Recipe) -> str:
     """A resolved recipe as YAML that runs again to the same result. Suggested values stand under `suggested` only."""
     content: dict[str, Any] = {key: getattr(recipe, "start" if key == "from" else key) for key in PLAIN}
     for key in PATHS:
-        if content[key] is not None and Path(content[key]).expanduser().exists():
+        if content[key] is None or (key == "model" and content[key] in installed()):
+            continue  # an installed model's name means the same everywhere
+        if Path(content[key]).expanduser().exists():
             content[key] = str(Path(content[key]).expanduser().absolute())
     hidden = {path for said in recipe.suggested.values() for path in said}
     for stage in SINGLE:
