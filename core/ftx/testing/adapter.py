@@ -37,6 +37,8 @@ class AdapterContract(Contract):
     trains_everything: ClassVar[bool] = False
     changes_at_start: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-3
+    #: How far a logit of the loaded model may lie from the saved one's; more only where the file holds other tensors than the model.
+    load_tolerance: ClassVar[float] = 1e-5
     learning_rate: ClassVar[float] = 1e-2
 
     def load(self, given: dict[str, Any], directory: Path) -> tuple[Hooks, Run, Any]:
@@ -96,7 +98,7 @@ class AdapterContract(Contract):
         assert not _close(_logits(base), before), "the training left no trace, so saving cannot be examined"
         loaded = hooks.call("load_adapted", base=base, path=saved, run=run)
         assert not loaded.training, "load_adapted must give the model in eval mode"
-        _same(_logits(loaded), before, "the loaded model is not the one that was saved")
+        _same(_logits(loaded), before, "the loaded model is not the one that was saved", self.load_tolerance)
 
     def test_it_merges(self, given: dict[str, Any], tmp_path: Path) -> None:
         """The merged model is a plain one that saves and loads without the adapter and says nearly the same. A method that
