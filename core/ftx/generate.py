@@ -62,6 +62,7 @@ class Generate:
         device = next(self.model.parameters()).device
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        ends = self._ends()
         more: dict[str, Any] = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
         if seeds is not None:
             more["logits_processor"] = [_Gumbel(seeds, temperature)]
@@ -72,11 +73,10 @@ class Generate:
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 use_cache=True,
-                eos_token_id=sorted(self._ends()),
+                eos_token_id=sorted(ends),
                 pad_token_id=pad,
                 **more,
             )
-        ends = self._ends()
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in out[:, width:].tolist()]
         return [_cut(str(self.tokenizer.decode(answer, skip_special_tokens=True)), stop) for answer in answers]
 
