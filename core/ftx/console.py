@@ -101,6 +101,12 @@ def score_table(scores: list[Score]) -> tuple[list[str], list[list[str]]]:
     return ["evaluator", "metric", "base", "tuned", "change"], rows
 
 
+def file_table(scores: list[Score]) -> tuple[list[str], list[list[str]]]:
+    """Scores that were read from files, one a row: they have models instead of phases."""
+    rows = [[score.model or "-", score.metric, _cell(score), str(score.n), str(score.unscored)] for score in scores]
+    return ["model", "metric", "value", "n", "unscored"], rows
+
+
 def _cell(score: Score | None) -> str:
     if score is None:
         return "-"

@@ -63,6 +63,9 @@ def compare_phases(hooks: Hooks, evaluators: list[str], run: Run) -> tuple[list[
                 log.exception("evaluator %s failed on the comparison", name)
                 failed[name] = first_line(error)
                 continue
+            if isinstance(result, Evaluation):
+                run.directory.write_items(name, "change", result.items)
+                result = result.scores
             changes += [score.stamped(name, "change") for score in result or []]
     return changes, failed
 

@@ -162,8 +162,11 @@ def evaluate_model(generate: Generate, dataset: Dataset | None, run: Run) -> Eva
 
 
 @hookspec
-def compare_answers(base_items: list[dict[str, Any]], tuned_items: list[dict[str, Any]], run: Run) -> list[Score] | None:
-    """Scores of phase `change` from one evaluator's own items of both phases (same order, same length)."""
+def compare_answers(base_items: list[dict[str, Any]], tuned_items: list[dict[str, Any]], run: Run) -> list[Score] | Evaluation | None:
+    """Scores of phase `change` from one evaluator's own items of both phases (same order, same length).
+
+    An Evaluation instead of a list has items of its own (a judge's verdicts on pairs), which become `change.jsonl`.
+    """
 
 
 @stage_hook

@@ -50,7 +50,7 @@ def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str
     recipe, hooks = resolve(recipe, catalogue)
     check_row_types(hooks)
     directory = resume or new_directory(output, recipe)
-    run = begin(recipe, console)
+    run = begin(recipe, hooks, console)
     preflight(hooks, run)
 
     tokenizer = models.load_tokenizer(run.model_path)
@@ -103,14 +103,14 @@ def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def begin(recipe: Recipe, console: Console) -> Run:
+def begin(recipe: Recipe, hooks: Hooks, console: Console) -> Run:
     """The Run before anything is read: device, dtype and the model's files."""
     if recipe.data is None:
         raise RecipeError("no training data is given.", "Add --data FILE.")
-    return open_run(recipe, console)
+    return open_run(recipe, hooks, console)
 
 
-def open_run(recipe: Recipe, console: Console) -> Run:
+def open_run(recipe: Recipe, hooks: Hooks, console: Console) -> Run:
     """A Run for a recipe, whether it trains or reads back."""
     quiet_libraries()
     start = None
@@ -129,6 +129,7 @@ def open_run(recipe: Recipe, console: Console) -> Run:
         dtype=dtype,
         model=str(start) if start else recipe.model,
         model_path=path,
+        hooks=hooks,
         say=console.say,
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftx import models, pipeline
 from ftx.catalogue import Catalogue
-from ftx.console import Console, score_table
+from ftx.console import Console, file_table, score_table
 from ftx.errors import RecipeError, RunError
 from ftx.evaluate import compare_phases, evaluate_phase
 from ftx.hooks import Hooks
@@ -30,7 +30,7 @@ def recipe_of(directory: RunDir) -> Recipe:
 def reopen(directory: RunDir, recipe: Recipe, catalogue: Catalogue, console: Console) -> tuple[Run, Hooks]:
     """The Run and the hooks of a finished run, with `recipe` (its own, or with other evaluators)."""
     resolved, hooks = resolve(recipe, catalogue)
-    run = pipeline.open_run(resolved, console)
+    run = pipeline.open_run(resolved, hooks, console)
     run.directory = directory
     return run, hooks
 
@@ -73,12 +73,12 @@ def evaluate_files(evaluators: tuple[str, ...], assignments: tuple[str, ...], ca
     if not evaluators:
         raise RecipeError("neither a run nor an evaluator is given.", "ftx eval RUN, or --evaluator NAME with options that name its files.")
     recipe, hooks = resolve(Recipe(evaluators=merge({}, {"evaluator": evaluators}, assignments).evaluators), catalogue, training=False)
-    run = Run(recipe=recipe, ledger=Ledger(), say=console.say)
+    run = Run(recipe=recipe, ledger=Ledger(), hooks=hooks, say=console.say)
     pipeline.preflight(hooks, run)
     scores: list[Score] = []
     for key, evaluation in hooks.each("evaluate_model", generate=None, dataset=None, run=run):
         scores += [score.stamped(key.partition(":")[2], score.phase) for score in evaluation.scores] if evaluation else []
-    console.table(*score_table(scores))
+    console.table(*file_table(scores))
     return scores
 
 

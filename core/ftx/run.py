@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from ftx.hooks import Hooks
     from ftx.ledger import Ledger
     from ftx.recipe import Recipe
 
@@ -62,7 +63,8 @@ class Run:
     `device` is "cpu" or "cuda"; `dtype` the torch dtype in which the base model is loaded and computes; `model` the
     portable reference of the base (hub id, name or path as the user gave it), `model_path` the directory that it
     resolved to. `directory` is None until the run directory is written (formatting, encoding and the audit come
-    before it). `say` prints one line for the person at the terminal and into log.txt.
+    before it). `say` prints one line for the person at the terminal and into log.txt. `hooks` are the run's plugins, for
+    one that asks another: `run.hooks.hook.adapter_off(model=model, run=run)` gives DPO its reference.
     """
 
     recipe: Recipe
@@ -73,6 +75,7 @@ class Run:
     model: str = ""
     model_path: Path = field(default_factory=Path)
     directory: RunDir | None = None
+    hooks: Hooks | None = None
     say: Any = print
     notes: dict[str, Any] = field(default_factory=dict)
 

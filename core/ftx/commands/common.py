@@ -31,7 +31,7 @@ class Result:
     """What --json prints at the end."""
 
     def __init__(self) -> None:
-        self.content: dict[str, Any] = {}
+        self.content: Any = {}
 
 
 @contextlib.contextmanager
@@ -42,7 +42,8 @@ def answering(*, as_json: bool = False, traceback: bool = False) -> Iterator[Res
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             yield result
-        result.content = {"status": "done", **result.content}
+        if isinstance(result.content, dict):
+            result.content = {"status": "done", **result.content}
     except FtxError as error:
         status = error.status
         result.content = {"status": STATUS[status], "error": error.problem, "remedy": error.remedy, **result.content}

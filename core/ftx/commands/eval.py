@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """Evaluate RUN's base and tuned model. New scores replace those of the same evaluators in scores.json.
 
-    Without RUN: evaluators that score files (see their options).
+    Without RUN: evaluators that score files (see their options); --json then prints the list of their scores.
     """
     with answering(as_json=as_json, traceback=traceback) as result:
         from ftx.catalogue import Catalogue
@@ -27,6 +27,6 @@ def command(
 
         console = Console(quiet=quiet, json=as_json)
         if run is None:
-            result.content = {"scores": [s.as_dict() for s in evaluate_files(evaluator, assignments, Catalogue(), console)]}
+            result.content = [score.as_dict() for score in evaluate_files(evaluator, assignments, Catalogue(), console)]
         else:
             result.content = evaluate_again(run, evaluator, eval_data, assignments, Catalogue(), console).as_dict()
