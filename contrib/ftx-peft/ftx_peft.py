@@ -30,7 +30,12 @@ class Peft:
     method: str = option("lora", "The method's name in peft, in small letters: lora, vera, ia3, oft, boft, prompt_tuning, ...")
     args: dict[str, Any] = option({}, "Fields of the method's configuration; -o adapter.NAME=VALUE sets one.", rest=True)
 
-    suggests = {"trainer.learning_rate": 2e-4, "trainer.num_train_epochs": 3}
+    suggests = {
+        "trainer.learning_rate": 2e-4,
+        "trainer.num_train_epochs": 3,
+        "trainer:dpo.learning_rate": 5e-5,
+        "trainer:dpo.num_train_epochs": 1,
+    }
 
     def __post_init__(self) -> None:
         self.peft_config()

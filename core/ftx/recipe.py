@@ -138,7 +138,8 @@ def _choice(value: Any, where: str) -> Choice:
 def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str, ...] = ()) -> Recipe:
     """A recipe's content, what the command line gives over it, and `-o` assignments -> an unresolved Recipe.
 
-    Naming another plugin discards the recipe's options of that stage; naming the same keeps them.
+    Naming another plugin discards the recipe's options of that stage, and what was suggested for it; naming the same keeps
+    them.
     """
     values: dict[str, Any] = {}
     for key, annotation in PLAIN.items():
@@ -159,7 +160,9 @@ def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str
     suggested = content.get("suggested") or {}
     if not isinstance(suggested, dict) or not all(isinstance(one, dict) for one in suggested.values()):
         raise RecipeError("'suggested' must map stage:name to options.", "Leave it out: it is written by ftx.")
-    recipe = Recipe(**values, suggested=suggested)
+    changed = [stage for stage in SINGLE if content.get(stage) is not None and values[stage].name != _choice(content[stage], stage).name]
+    suggested = {by: {path: value for path, value in said.items() if _target(path)[0] not in changed} for by, said in suggested.items()}
+    recipe = Recipe(**values, suggested={by: said for by, said in suggested.items() if said})
     for assignment in assignments:
         recipe = _assign(recipe, assignment)
     return recipe
@@ -222,7 +225,7 @@ def resolve(recipe: Recipe, catalogue: Catalogue, *, training: bool = True) -> t
     used: dict[str, dict[str, Any]] = {}
     for (stage, option), about in authors.items():
         if about.get("used"):
-            used.setdefault(about["by"], {})[f"{stage}.{option}"] = suggestions[stage][option]
+            used.setdefault(about["by"], {})[about["path"]] = suggestions[stage][option]
     single: dict[str, Any] = {stage: complete[stage, choice.name] for stage, choice in recipe.choices() if stage in SINGLE}
     repeated: dict[str, Any] = {key: tuple(complete[stage, choice.name] for choice in getattr(recipe, key)) for key, stage in REPEATED.items()}
     return replace(recipe, **single, **repeated, suggested=used), hooks
@@ -236,18 +239,27 @@ def _suggestions(recipe: Recipe, classes: dict[tuple[str, str], type[Any]]) -> t
     for (stage, name), cls in classes.items():
         said = declared(cls, "suggests")
         said = recipe.suggested.get(f"{stage}:{name}", said() if callable(said) else said)
-        for path, value in said.items():
-            target, _, option = path.partition(".")
+        for path, value in sorted(said.items(), key=lambda one: bool(_target(one[0])[1])):  # what is said for one plugin goes before
+            target, only, option = _target(path)
+            if only and only != getattr(getattr(recipe, target, None), "name", None):
+                continue
             earlier = authors.get((target, option))
             explicit = option in getattr(getattr(recipe, target, None), "options", {})
-            if earlier and values[target][option] != value and not explicit:
+            if earlier and earlier["by"] != f"{stage}:{name}" and values[target][option] != value and not explicit:
                 raise OptionError(
                     f"{earlier['by']} suggests {path}={values[target][option]} and {stage}:{name} suggests {value}.",
                     f"Say which: -o {path}=VALUE",
                 )
             values.setdefault(target, {})[option] = value
-            authors[target, option] = {"by": f"{stage}:{name}"}
+            authors[target, option] = {"by": f"{stage}:{name}", "path": path}
     return values, authors
+
+
+def _target(path: str) -> tuple[str, str, str]:
+    """`trainer.learning_rate` and `trainer:dpo.learning_rate` -> stage, the one plugin that is meant or "", option."""
+    head, _, option = path.partition(".")
+    stage, _, only = head.partition(":")
+    return stage, only, option
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -258,11 +270,11 @@ def to_yaml(recipe: Recipe) -> str:
             continue  # an installed model's name means the same everywhere
         if Path(content[key]).expanduser().exists():
             content[key] = str(Path(content[key]).expanduser().absolute())
-    hidden = {path for said in recipe.suggested.values() for path in said}
+    hidden = {_target(path)[::2] for said in recipe.suggested.values() for path in said}
     for stage in SINGLE:
         choice = getattr(recipe, stage)
         if choice is not None:
-            content[stage] = {"name": choice.name, **{k: v for k, v in choice.options.items() if f"{stage}.{k}" not in hidden}}
+            content[stage] = {"name": choice.name, **{k: v for k, v in choice.options.items() if (stage, k) not in hidden}}
     for key in REPEATED:
         content[key] = [{"name": choice.name, **choice.options} for choice in getattr(recipe, key)]
     if recipe.suggested:

@@ -22,7 +22,12 @@ class Full:
     spacing of bfloat16, and weights in bfloat16 would not move.
     """
 
-    suggests = {"trainer.learning_rate": 5e-6, "trainer.num_train_epochs": 2}
+    suggests = {
+        "trainer.learning_rate": 5e-6,
+        "trainer.num_train_epochs": 2,
+        "trainer:dpo.learning_rate": 1e-5,
+        "trainer:dpo.num_train_epochs": 1,
+    }
     exam = {"trains_everything": True}
 
     @hookimpl
@@ -88,9 +93,11 @@ class Full:
 
 
 def _note_learning_rate(run: Run) -> None:
-    rate = getattr(run.recipe.trainer, "options", {}).get("learning_rate")
-    if rate is not None and not 1e-6 <= rate <= 5e-6:
-        run.say(f"note: learning rate {rate:g} is outside 1e-6 to 5e-6, the usual range for full fine-tuning")
+    trainer = run.recipe.trainer
+    rate = trainer.options.get("learning_rate") if trainer else None
+    low, high = ("5e-7", "1e-5") if trainer and trainer.name == "dpo" else ("1e-6", "5e-6")
+    if rate is not None and not float(low) <= rate <= float(high):
+        run.say(f"note: learning rate {rate:g} is outside {low} to {high}, the usual range for full fine-tuning")
 
 
 def _float32() -> Any:

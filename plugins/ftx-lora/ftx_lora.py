@@ -47,7 +47,12 @@ class LoRA:
         True, "How A and B start: true (peft's default, B = 0), false (both random: the output changes), or a scheme of peft by name."
     )
 
-    suggests = {"trainer.learning_rate": 2e-4, "trainer.num_train_epochs": 3}
+    suggests = {
+        "trainer.learning_rate": 2e-4,
+        "trainer.num_train_epochs": 3,
+        "trainer:dpo.learning_rate": 5e-5,
+        "trainer:dpo.num_train_epochs": 1,
+    }
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -212,9 +217,11 @@ def check_names(model: PreTrainedModel, names: Iterable[str], what: str) -> None
 
 def note_learning_rate(run: Run) -> None:
     """Say so where the trainer's learning rate is unusual for low-rank updates."""
-    rate = getattr(run.recipe.trainer, "options", {}).get("learning_rate")
-    if rate is not None and not 1e-4 <= rate <= 3e-4:
-        run.say(f"note: learning rate {rate:g} is outside 1e-4 to 3e-4, the usual range for LoRA")
+    trainer = run.recipe.trainer
+    rate = trainer.options.get("learning_rate") if trainer else None
+    low, high = ("5e-6", "1e-4") if trainer and trainer.name == "dpo" else ("1e-4", "3e-4")
+    if rate is not None and not float(low) <= rate <= float(high):
+        run.say(f"note: learning rate {rate:g} is outside {low} to {high}, the usual range for LoRA")
 
 
 def note_low_precision(model: PeftModel, run: Run) -> None:

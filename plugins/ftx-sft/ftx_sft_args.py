@@ -1,4 +1,4 @@
-"""From the plugin's options to trl.SFTConfig: what ftx sets itself, and what `args` may add."""
+"""From a trainer's options to TRL's config class: what ftx sets itself, and what `args` may add."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ftx.options import Text, coerce
 
 if TYPE_CHECKING:
     from ftx import Run
-    from ftx_sft import SFT
+    from ftx_sft_options import Training
 
 _DATA = "the formatter and the encoding decide it before the audit"
 _MODEL = "the model is loaded by ftx"
@@ -49,27 +49,34 @@ OWNED: dict[str, str] = {
 }
 
 
-def read_args(options: SFT) -> tuple[dict[str, Any], list[str]]:
+def config_class(options: Training) -> Any:
+    """TRL's config class of a trainer."""
+    import trl
+
+    return getattr(trl, options.trl_config)
+
+
+def read_args(options: Training) -> tuple[dict[str, Any], list[str]]:
     """`args` with every value as SFTConfig's field wants it, and the reasons against those that cannot be.
 
     Values are text from the command line (and from a recipe that was written for such a run) or typed from YAML.
     """
     if not options.args:
         return {}, []
-    from trl import SFTConfig
-
-    known = {field.name: field for field in dataclasses.fields(SFTConfig)}
-    types = typing.get_type_hints(SFTConfig)
+    config = config_class(options)
+    known = {field.name: field for field in dataclasses.fields(config)}
+    types = typing.get_type_hints(config)
     listed = {field.name for field in dataclasses.fields(options)}
+    owned = OWNED | options.trl_owned
     values, reasons = {}, []
     for name, value in options.args.items():
         label = f"trainer.args.{name}"
         if name in listed:
             reasons.append(f"{label}: '{name}' is an option of its own: use trainer.{name}")
-        elif name in OWNED:
-            reasons.append(f"{label} cannot be set: {OWNED[name]}")
+        elif name in owned:
+            reasons.append(f"{label} cannot be set: {owned[name]}")
         elif name not in known:
-            reasons.append(f"{label}: trl.SFTConfig has no field '{name}'.{did_you_mean(name, (known.keys() | listed) - OWNED.keys())}")
+            reasons.append(f"{label}: trl.{options.trl_config} has no field '{name}'.{did_you_mean(name, (known.keys() | listed) - owned.keys())}")
         else:
             try:
                 values[name] = coerce(Text(value) if isinstance(value, str) else value, types[name], label)
@@ -96,14 +103,16 @@ def _not_a_choice(label: str, value: Any, annotation: Any, choices: Any) -> list
     return [f"{label} cannot be '{value}'.{did_you_mean(str(value), map(str, allowed))} Choices: {', '.join(map(str, allowed))}."]
 
 
-def arguments(options: SFT, run: Run, *, autocast: bool, checkpointing: bool) -> dict[str, Any]:
-    """The keyword arguments of SFTConfig for one run; `args` last."""
+def arguments(options: Training, run: Run, *, autocast: bool, checkpointing: bool) -> dict[str, Any]:
+    """The keyword arguments of TRL's config class for one run; `args` last."""
     import torch
 
     assert run.directory is not None
-    taken = {field.name for field in dataclasses.fields(options)} - {"args", "save_steps", "eval_steps", "gradient_checkpointing", "early_stopping_patience"}
+    known = {field.name for field in dataclasses.fields(config_class(options))}
+    own = {"args", "save_steps", "eval_steps", "gradient_checkpointing", "early_stopping_patience", "precompute_ref_log_probs"}
+    taken = {field.name for field in dataclasses.fields(options)} - own
     judged = options.early_stopping_patience is not None or options.load_best_model_at_end
-    return {
+    values = {
         **{name: getattr(options, name) for name in taken},
         "output_dir": str(run.directory.checkpoints),
         "seed": run.seed,
@@ -132,3 +141,4 @@ def arguments(options: SFT, run: Run, *, autocast: bool, checkpointing: bool) ->
         "dataloader_pin_memory": run.device == "cuda",
         **read_args(options)[0],
     }
+    return {name: value for name, value in values.items() if name in known}

@@ -579,7 +579,7 @@ def test_autocast_only_over_master_weights(dtype: torch.dtype, make: Any, autoca
 
 
 def test_checkpointing_by_itself_only_when_memory_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftx_sft_trainer import needs_checkpointing
+    from ftx_sft_loan import needs_checkpointing
 
     model, tokens = tiny_model(), 1000
     need = (80 * 2 * 32 + 14 * 259) * tokens + 12 * sum(one.numel() for one in model.parameters())

@@ -118,7 +118,8 @@ class Contract:
         assert doc.splitlines()[0].strip(), f"{self.plugin.__name__}'s docstring must say in its first line what it is"
 
     def test_its_declarations(self) -> None:
-        """accepts and produces are row types, requires and conflicts are stage:name, suggests is {stage.option: value}."""
+        """accepts and produces are row types, requires and conflicts are stage:name, suggests is {stage.option: value}
+        or {stage:name.option: value}."""
         for what in ("accepts", "produces"):
             unknown = set(declared(self.plugin, what)) - set(ROW_TYPES)
             assert not unknown, f"{what}: {', '.join(sorted(unknown))} is no row type; there are {', '.join(ROW_TYPES)}"
@@ -128,7 +129,7 @@ class Contract:
                 assert key.partition(":")[0] in STAGES and key.partition(":")[2], f"{what}: '{key}' is not of the form stage:name"
         said = declared(self.plugin, "suggests")
         for path in said() if callable(said) else said:
-            assert path.partition(".")[0] in STAGES and path.partition(".")[2], f"suggests: '{path}' is not of the form stage.option"
+            assert path.partition(".")[0].partition(":")[0] in STAGES and path.partition(".")[2], f"suggests: '{path}' is not of the form stage.option"
 
     def test_its_options(self) -> None:
         """Every option has a type that YAML and the command line can give, a default of that type or none, and help."""

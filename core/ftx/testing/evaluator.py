@@ -141,8 +141,9 @@ class EvaluatorContract(Contract):
         run = make_run(tmp_path / "run", evaluators=(self.choice(given),))
         worst, best = (json.loads(json.dumps(self.evaluate(given, tmp_path, answer).items)) for answer in (_always(""), self.perfect))
         for base, tuned in ((worst, best), (best, worst), (best, best)):
-            scores = hooks.ask(key, "compare_answers", base_items=base, tuned_items=tuned, run=run)
-            assert scores and all(isinstance(score, Score) for score in scores), f"compare_answers gave {scores!r}, not a list of Score"
+            result = hooks.ask(key, "compare_answers", base_items=base, tuned_items=tuned, run=run)
+            scores = result.scores if isinstance(result, Evaluation) else result
+            assert scores and all(isinstance(score, Score) for score in scores), f"compare_answers gave {result!r}, not a list of Score"
             for score in scores:
                 _check_score(score, len(base))
 

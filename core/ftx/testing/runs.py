@@ -110,5 +110,6 @@ def ftx(*arguments: object) -> Answer:
         raise result.exception
     named = [line.removeprefix("Run: ") for line in result.stdout.splitlines() if line.startswith("Run: ")]
     if "--json" in arguments and result.stdout.strip():
-        named = [run for run in [json.loads(result.stdout).get("run")] if run]
+        content = json.loads(result.stdout)
+        named = [content["run"]] if isinstance(content, dict) and content.get("run") else []  # scores of files are a list
     return Answer(result.exit_code, result.output, result.stdout, RunDir(named[-1]) if named else None)

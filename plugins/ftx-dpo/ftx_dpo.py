@@ -1,0 +1,104 @@
+"""The trainer `dpo`: its options, and the hooks that hand over to the module beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ftx import RowError, hookimpl, option, plugin
+from ftx_sft_options import Training
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from ftx import Run
+
+#: TRL's loss types (trl/trainer/dpo_trainer.py, 1.16).
+LOSSES = tuple("sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft sigmoid_norm".split())
+
+
+@plugin
+class DPO(Training):
+    """Direct preference optimization (Rafailov et al., 2023) with TRL's DPOTrainer: chosen above rejected, against the starting model."""
+
+    accepts = ("preference",)
+    trl_config = "DPOConfig"
+    trl_owned = {
+        "disable_dropout": "the reference has no dropout, so the policy has none",
+        "precompute_ref_batch_size": "use trainer.per_device_eval_batch_size",
+    }
+
+    beta: float = option(0.1, "How strongly the model is held to the reference; for ipo the paper's tau.")
+    loss_type: list[str] | str = option("sigmoid", f"One of TRL's losses, or a list of them to add up: {', '.join(LOSSES)}.")
+    loss_weights: list[float] | None = option(None, "The weight of each loss of the list; none: 1 each.")
+    label_smoothing: float = option(0.0, "Share of labels taken to be flipped (robust, aot: below 0.5), or exo_pair's epsilon (above 0; 1e-3 is usual).")
+    precompute_ref_log_probs: bool = option(
+        False, "Take the reference's log-probabilities once before training: no second model in memory, and no KL in the metrics."
+    )
+    args: dict[str, Any] = option({}, "Any other field of trl.DPOConfig, as trainer.args.NAME=VALUE.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from ftx.errors import did_you_mean
+
+        for name in self.losses:
+            if name not in LOSSES:
+                raise ValueError(f"loss_type: '{name}' is none of TRL's losses.{did_you_mean(name, LOSSES)} Losses: {', '.join(LOSSES)}")
+        if not self.losses:
+            raise ValueError("loss_type must name a loss")
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"loss_weights must have one weight for each of the {len(self.losses)} losses, got {len(self.loss_weights)}")
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"beta must be greater than 0, got {self.beta}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
+        if "exo_pair" in self.losses and self.label_smoothing == 0:
+            raise ValueError("loss_type 'exo_pair' needs label_smoothing above 0; its paper takes 0.001")
+
+    @property
+    def losses(self) -> list[str]:
+        """The losses that are added up."""
+        return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+
+    @hookimpl
+    def encode_dataset(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Run) -> Dataset:
+        """`chosen_` and `rejected_` `input_ids` and `labels` of each pair, cut to max_length; `cut` counts the supervised
+        tokens that this loses."""
+        from ftx import format_rows
+        from ftx.encode import encode_row
+
+        def encode(row: dict[str, Any]) -> dict[str, Any]:
+            if row.get("prompt") is None:
+                row = split_prompt(row)
+            pair = {}
+            for side in ("chosen", "rejected"):
+                encoded = encode_row({**row, "completion": row[side]}, tokenizer).truncated(self.max_length)
+                pair |= {f"{side}_input_ids": encoded.input_ids, f"{side}_labels": encoded.labels, "cut": pair.get("cut", 0) + encoded.cut}
+            return pair
+
+        return format_rows(dataset, encode, run)
+
+    @hookimpl
+    def make_trainer(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None,
+        callbacks: list[TrainerCallback],
+        run: Run,
+    ) -> Any:
+        from ftx_dpo_trainer import make_trainer
+
+        return make_trainer(self, model, tokenizer, train_dataset, eval_dataset, callbacks, run)
+
+
+def split_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair of whole conversations -> the turns that both share as the prompt, and how each goes on."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise RowError("a pair of texts needs a prompt: what both share is not surely one")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
