@@ -123,10 +123,11 @@ def test_an_answer_cut_by_truncation(tokenizer):
 
 def test_a_row_whose_answer_is_cut_off_whole(tokenizer):
     dataset = encoded(tokenizer, [*GOOD, chat("x" * 100, "answer")], max_length=60)
-    error = refusal(dataset, tokenizer, allow_truncation=True)
-    assert error.problem == "train data has no supervised token in 1 row: data.jsonl:7"
-    kept, run, _ = through(dataset, tokenizer, allow_truncation=True, skip_bad_rows=True)
-    assert len(kept) == 6 and [(entry.line, entry.action) for entry in run.ledger.entries if entry.action == "dropped"] == [(7, "dropped")]
+    assert "train data has no supervised token in 1 row: data.jsonl:7" in refusal(dataset, tokenizer).problem
+    kept, run, figures = through(dataset, tokenizer, allow_truncation=True)
+    assert len(kept) == 6 and figures["rows_without_supervised_token"] == figures["cut_answers"] == 1
+    assert run.notes["said"] == ["warning: train data: an answer wholly lost to truncation in 1 row (data.jsonl:7), left out"]
+    assert run.ledger.as_rows() == [{"file": "data.jsonl", "line": 7, "reason": "an answer wholly lost to truncation", "action": "dropped"}]
 
 
 def test_a_missing_end_token(tokenizer):

@@ -25,7 +25,7 @@ SHORT = 6
 class Finding:
     """Something that the audit found: `what` (a few words), the row numbers (from 0), and whether it refuses the run.
 
-    `remedy` says what to do. `droppable`: with --skip-bad-rows the rows go to the ledger instead.
+    `remedy` says what to do. `droppable`: with --skip-bad-rows the rows go to the ledger instead. `drop`: they go there anyway.
     """
 
     what: str
@@ -33,13 +33,14 @@ class Finding:
     refuse: bool = False
     remedy: str = ""
     droppable: bool = True
+    drop: bool = False
 
 
 def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[list[Finding], dict[str, Any]]:
     """Look at every encoded row of a split: the findings of the core, and the figures for audit.json."""
     ends = end_tokens(tokenizer)
     bos = tokenizer.bos_token_id
-    found: dict[str, list[int]] = {"none": [], "empty": [], "cut": [], "no_end": [], "double_bos": []}
+    found: dict[str, list[int]] = {"none": [], "lost": [], "empty": [], "cut": [], "no_end": [], "double_bos": []}
     lengths, supervised, seen = [], 0, Counter[bytes]()
     columns = [("input_ids", "labels")] if "labels" in dataset.column_names else [(f"{side}_input_ids", f"{side}_labels") for side in ("chosen", "rejected")]
     for number, row in enumerate(dataset):
@@ -51,6 +52,8 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
             lengths.append(len(ids))
             supervised += sum(label != IGNORE for label in labels[1:])
         seen[repr([row[ids] for ids, _ in columns]).encode()] += 1
+        if run.recipe.allow_truncation and cut and "none" in faults:
+            faults = {"lost"}
         for fault in faults:
             found[fault].append(number)
     figures = {
@@ -59,9 +62,9 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
         "supervised_tokens": supervised,
         "supervised_share": round(supervised / max(1, sum(lengths)), 4),
         "length": _percentiles(lengths),
-        "rows_without_supervised_token": len(found["none"]),
+        "rows_without_supervised_token": len(found["none"]) + len(found["lost"]),
         "empty_answers": len(found["empty"]),
-        "cut_answers": len(found["cut"]),
+        "cut_answers": len(found["cut"]) + len(found["lost"]),
         "missing_eos": len(found["no_end"]),
         "double_bos": len(found["double_bos"]),
         "duplicates": sum(count - 1 for count in seen.values()),
@@ -69,6 +72,7 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
     longer = "raise -o trainer.max_length=N, or let answers be cut with --allow-truncation"
     findings = [
         Finding("no supervised token", found["none"], True, f"Mend them, {longer.split(',')[0]}, or drop them with --skip-bad-rows."),
+        Finding("an answer wholly lost to truncation", found["lost"], drop=True),
         Finding("an empty answer", found["empty"], True, "Mend them, or drop them with --skip-bad-rows."),
         Finding("an answer cut by truncation", found["cut"], not run.recipe.allow_truncation, longer[0].upper() + longer[1:] + ".", droppable=False),
         Finding(
@@ -127,7 +131,11 @@ def gate(dataset: Dataset, split: str, findings: list[tuple[str, Finding]], run:
             refusals.append((author, finding))
         else:
             places = f" in {_count(finding.rows)} ({_places(dataset, finding.rows)})" if finding.rows else ""
-            run.say(f"warning: {split} data: {finding.what}{places}")
+            run.say(f"warning: {split} data: {finding.what}{places}{', left out' if finding.drop else ''}")
+            if finding.drop:
+                dropped.update(finding.rows)
+                for number in finding.rows:
+                    run.ledger.add(*_source(dataset, number), finding.what, "dropped")
             if finding.what == "an answer cut by truncation":
                 for number in finding.rows:
                     run.ledger.add(*_source(dataset, number), finding.what, "cut")
