@@ -727,7 +727,7 @@ def test_schedulers_and_optimizer_are_transformers_own(tmp_path: Path) -> None:
     from transformers import TrainingArguments
     from transformers.trainer_utils import SchedulerType
 
-    from ftx_sft import OPTIM, Scheduler
+    from ftx_sft_options import OPTIM, Scheduler
 
     assert set(get_args(Scheduler)) == {one.value for one in SchedulerType}
     assert TrainingArguments(output_dir=str(tmp_path), use_cpu=True).optim == OPTIM
