@@ -160,7 +160,7 @@ class Server:
                     raise _status_failure(error) from None
                 if refused not in self._refused:
                     self._refused.add(refused)
-                    if refused != "max_tokens":  # which has another name there
+                    if refused not in ("max_tokens", "json_schema"):  # which have another form there
                         self._say(f"warning: the judge {self._name} does not take {refused}, and is asked without it from now on.")
             except self._sdk.APITimeoutError:
                 raise Passing("the server said nothing in time") from None
@@ -185,7 +185,8 @@ def _openai_arguments(request: Request, name: str, refused: set[str]) -> dict[st
         arguments["temperature"] = request.temperature
     if request.schema and "response_format" not in refused:
         schema = {"name": request.schema_name, "schema": request.schema, "strict": True}
-        arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
+        openai, llama_cpp = {"type": "json_schema", "json_schema": schema}, {"type": "json_object", "schema": request.schema}
+        arguments["response_format"] = llama_cpp if "json_schema" in refused else openai
     return arguments
 
 
@@ -233,15 +234,16 @@ def tokens(text: str) -> int:
 
 
 def _refused(error: Any, arguments: dict[str, Any]) -> str | None:
-    """The parameter among those sent that a 400 or 422 complains of, if it can be left out."""
-    if error.status_code not in (400, 422):
-        return None
+    """The parameter among those sent that the server complains of, if it can be left out or has another form."""
     said, named = str(error.message).lower(), getattr(error, "param", None)
+    invalid = error.status_code == 500 and "validation error" in said  # llama-cpp-python's server
+    if error.status_code not in (400, 422) and not invalid:
+        return None
     if "max_tokens" in arguments and named == "max_tokens" and "max_completion_tokens" in said:
         return "max_tokens"
     for parameter, words in (("response_format", ("response_format", "json_schema")), ("output_config", ("output_config", "output_format"))):
         if parameter in arguments and any(word in said for word in words):
-            return parameter
+            return "json_schema" if arguments[parameter].get("type") == "json_schema" else parameter
     return "temperature" if "temperature" in arguments and (named == "temperature" or "`temperature`" in said) else None
 
 

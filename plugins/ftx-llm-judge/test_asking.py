@@ -485,7 +485,6 @@ def test_no_schema_is_sent_when_it_is_off(run, tmp_path):
 @pytest.mark.parametrize(
     ("error", "gone", "new", "warned"),
     [
-        (refusal("'response_format' of type json_schema is not supported"), "response_format", {}, "response_format"),
         (refusal("Unsupported value: 'temperature' does not support 0.0", param="temperature", code="unsupported_value"), "temperature", {}, "temperature"),
         (refusal("Use 'max_completion_tokens' instead.", param="max_tokens"), "max_tokens", {"max_completion_tokens": 1024}, None),
     ],
@@ -497,6 +496,16 @@ def test_what_a_server_refuses_is_left_out_from_then_on(error, gone, new, warned
     assert all(gone not in request["body"] and new.items() <= request["body"].items() for request in requests[1:])
     told = f"warning: the judge judge does not take {warned}, and is asked without it from now on."
     assert run.notes["said"] == ([told] if warned else [])
+
+
+def test_a_schema_that_a_server_refuses_is_asked_for_in_llama_cpps_form_and_then_left_out(run, tmp_path):
+    error = (500, json.dumps({"error": {"message": "1 validation error: {'loc': ('body', 'response_format', 'type')}"}}))
+    with canned(error, refusal("'response_format' is not supported"), OPENAI) as (address, requests):
+        verdicts, _ = judged(questions(2), run, address, tmp_path, concurrency=1)
+    assert [verdict.value for verdict in verdicts] == [3, 3]
+    form = [request["body"].get("response_format", {}) for request in requests]
+    assert [one.get("type") for one in form] == ["json_schema", "json_object", None, None] and form[1]["schema"] == SCHEMA
+    assert run.notes["said"] == ["warning: the judge judge does not take response_format, and is asked without it from now on."]
 
 
 def test_a_400_for_another_reason_is_final(run, tmp_path):
