@@ -18,7 +18,7 @@ install: $(VENV)/.ftx-installed
 test: $(VENV)/.ftx-testable
 	$(BIN)/python -m pytest
 
-full: $(VENV)/.ftx-testable
+full: $(VENV)/.ftx-fully-testable
 	$(BIN)/python -m pytest --full
 
 lint: $(VENV)/.ftx-testable
@@ -49,4 +49,8 @@ $(VENV)/.ftx-installed: constraints.txt $(addsuffix /pyproject.toml,$(OURS)) | $
 
 $(VENV)/.ftx-testable: $(VENV)/.ftx-installed requirements-test.txt $(addsuffix /pyproject.toml,$(OTHER))
 	$(PIP) install --quiet --no-build-isolation -c constraints.txt -r requirements-test.txt $(LOCAL) $(foreach directory,$(OTHER),-e ./$(directory))
+	@touch $@
+
+$(VENV)/.ftx-fully-testable: $(VENV)/.ftx-testable requirements-full.txt
+	$(PIP) install --quiet -c constraints.txt -r requirements-full.txt
 	@touch $@
