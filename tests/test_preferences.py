@@ -19,7 +19,8 @@ def files(tmp_path_factory):
         pytest.skip("needs dpo_en_demo.json, which is not part of this project")
     rows = json.loads(PAIRS.read_text("utf-8"))
     folder = tmp_path_factory.mktemp("pairs")
-    parts = {"train": rows[:-HELD_OUT], "held_out": rows[-HELD_OUT:], "judged": rows[-JUDGED:]}
+    asked = {row["conversations"][-1]["value"] for row in rows[-HELD_OUT:]}  # the file asks some questions twice
+    parts = {"train": [row for row in rows if row["conversations"][-1]["value"] not in asked], "held_out": rows[-HELD_OUT:], "judged": rows[-JUDGED:]}
     for name, part in parts.items():
         (folder / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
     return {name: folder / f"{name}.json" for name in parts}

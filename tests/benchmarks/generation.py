@@ -1,0 +1,82 @@
+"""Generation for evaluation: ftx's generator beside one prompt at a time, and beside transformers in batches of 8 as they come.
+
+`python tests/benchmarks/generation.py [--prompts N] [--dtype float32]`: on the questions of the example data, smollm2 with a fresh LoRA
+adapter as a run's tuned model has one. Prints seconds, ratios, and how many answers are the same token for token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from ftx import models
+from ftx.encode import prompt_text
+from ftx.generate import Generate
+
+DATA = Path(__file__).resolve().parent.parent.parent / "examples" / "data" / "products-test.jsonl"
+
+
+def questions(count: int) -> list[str | list[dict[str, str]]]:
+    """`count` prompts of different lengths, in no order."""
+    import json
+
+    rows = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
+    texts = [f"{row['instruction']}\n{row['input']}" for row in rows]
+    texts = [text + " Think of every detail." * (number % 7) for number, text in enumerate(texts * (1 + count // len(texts)))]
+    return [[{"role": "user", "content": text}] for text in texts[:count]]
+
+
+def plain(model, tokenizer, prompts, size: int, new: int) -> list[str]:
+    """transformers' generate over batches of `size` in the order that they come."""
+    answers = []
+    tokenizer.padding_side = "left"
+    for start in range(0, len(prompts), size):
+        texts = [prompt_text(prompt, tokenizer) for prompt in prompts[start : start + size]]
+        batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        with torch.inference_mode():
+            out = model.generate(**batch, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        answers += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    path = models.resolve("smollm2", print)
+    torch.manual_seed(0)
+    tokenizer = models.load_tokenizer(path)
+    model = models.load_model(path, dtype=getattr(torch, given.dtype), device="cpu")
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 0.02  # changes what is said, and leaves sense in it
+    prompts = questions(given.prompts)
+    generate = Generate(model, tokenizer)
+    ways = {
+        "ftx": lambda: generate(prompts, max_new_tokens=given.max_new_tokens),
+        "transformers, batches of 8": lambda: plain(model, tokenizer, prompts, 8, given.max_new_tokens),
+        "ftx, one by one": lambda: [generate([prompt], max_new_tokens=given.max_new_tokens)[0] for prompt in prompts],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    answers = {}
+    for _ in range(given.rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            answers[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    for name in ways:
+        same = sum(a == b for a, b in zip(answers["ftx"], answers[name], strict=True))
+        ratio = min(seconds[name]) / min(seconds["ftx"])
+        print(f"{name}: {min(seconds[name]):.1f} s, {ratio:.2f} times ftx's, {same} of {len(prompts)} answers equal ftx's")
+
+
+if __name__ == "__main__":
+    main()
