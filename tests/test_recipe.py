@@ -386,10 +386,10 @@ def test_an_installed_models_name_is_no_path(tmp_path, monkeypatch):
 
 
 def test_a_suggestion_for_one_trainer_goes_before_the_one_for_all():
-    """2e-4 is LoRA's rate for sft; dpo with it would run away."""
+    """2e-4 is LoRA's rate for sft; dpo has half of it."""
     rates = {name: resolve(merge({}, {"trainer": name, "adapter": "lora", "data": "x"}), Catalogue())[0] for name in ("sft", "dpo")}
-    assert {name: recipe.trainer.options["learning_rate"] for name, recipe in rates.items()} == {"sft": 2e-4, "dpo": 5e-5}
-    assert rates["dpo"].suggested["adapter:lora"] == {"trainer:dpo.learning_rate": 5e-5, "trainer:dpo.num_train_epochs": 1}
+    assert {name: recipe.trainer.options["learning_rate"] for name, recipe in rates.items()} == {"sft": 2e-4, "dpo": 1e-4}
+    assert rates["dpo"].suggested["adapter:lora"] == {"trainer:dpo.learning_rate": 1e-4, "trainer:dpo.num_train_epochs": 1}
     written = yaml.safe_load(to_yaml(rates["dpo"]))
     assert "learning_rate" not in written["trainer"]
     again, _ = resolve(merge(written, {}), Catalogue())
@@ -400,4 +400,4 @@ def test_another_trainer_drops_what_was_suggested_for_the_first():
     """The written sft recipe says trainer.learning_rate=2e-4: run with --trainer dpo, lora's own suggestion for dpo holds."""
     sft, _ = resolve(merge({}, {"trainer": "sft", "adapter": "lora", "data": "x"}), Catalogue())
     other, _ = resolve(merge(yaml.safe_load(to_yaml(sft)), {"trainer": "dpo"}), Catalogue())
-    assert other.trainer.options["learning_rate"] == 5e-5
+    assert other.trainer.options["learning_rate"] == 1e-4

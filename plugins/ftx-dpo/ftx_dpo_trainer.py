@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,11 @@ from trl import DPOConfig, DPOTrainer
 
 from ftx.encode import IGNORE
 from ftx.errors import PluginError, RunError
+from ftx_fast import parts_of
+from ftx_fast_rows import lengths_of
 from ftx_sft_args import arguments
-from ftx_sft_loan import Loan, OnLoan, autocasts, inner_model, needs_checkpointing
-from ftx_sft_loss import kept_logits, next_is_supervised, takes, takes_mask
+from ftx_sft_loan import Loan, OnLoan, Supervised, autocasts, inner_model, needs_checkpointing
+from ftx_sft_loss import next_is_supervised, takes, takes_mask
 
 if TYPE_CHECKING:
     from ftx import Run
@@ -52,7 +54,7 @@ def make_trainer(
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
     held_out = eval_dataset if options.evaluates != "no" else None
-    return PreferenceTrainer(model, config, tokenizer, train_dataset, held_out, callbacks, run, options.precompute_ref_log_probs)
+    return PreferenceTrainer(model, config, tokenizer, train_dataset, held_out, callbacks, run, options.precompute_ref_log_probs, parts_of(options.fast))
 
 
 class Pairs:
@@ -106,7 +108,9 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
         callbacks: list[TrainerCallback],
         run: Run,
         precompute: bool,
+        parts: Sequence[str] = (),
     ) -> None:
+        self.parts = parts
         self.run, self.policy, self.encoded, self.inner = run, model, train_dataset, inner_model(model)
         self.seen, self.counts = 0, {"tokens": 0, "supervised_tokens": 0}
         self.loan = Loan(model, self.inner)
@@ -199,7 +203,7 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
         if "ref_chosen_logps" not in inputs:
             inputs = {**inputs, **self._reference_logps(inputs)}
         loss = self._compute_loss(self._scorer(model), inputs, False)
-        self._reference_logits = None
+        self._reference_found = None
         if num_items_in_batch is not None:
             loss = loss * len(inputs["rows"]) / num_items_in_batch * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
@@ -208,50 +212,49 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
         """What TRL's loss calls for its model: log-probabilities [2 x pairs, length - 1] in fp32, 0 where nothing is supervised."""
 
         def score(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, output_router_logits: bool = False, **_: Any) -> SimpleNamespace:
-            keep = next_is_supervised(labels)
+            keep = next_is_supervised(labels)[:, :-1]
             given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False} if takes(self.policy, "use_cache") else {"input_ids": input_ids}
-            if self.masked_head:
-                given["logits_to_keep"] = keep
             if output_router_logits:  # routers do not balance padding; elsewhere right padding needs no mask
                 given |= {"output_router_logits": True, "attention_mask": attention_mask}
-            outputs = model(**given)
-            everything = kept_logits(outputs.logits, keep).float().log_softmax(-1)
-            logps = everything.gather(-1, labels[:, 1:][keep[:, :-1]][:, None])[:, 0]
-            padded = logps.new_zeros(labels.shape[0], labels.shape[1] - 1).masked_scatter(keep[:, :-1], logps)
+            separate = output_router_logits or model is self.frozen
+            found = self.supervised(model, given, labels, None if separate else lengths_of(attention_mask), plain=model is self.frozen)
+            padded = torch.zeros(keep.shape, device=labels.device).masked_scatter(keep, found.logps())
             if keep_for_kl:
-                self._reference_logits = everything if self._log_kl else None
+                self._reference_found = found if self._log_kl else None
             else:
-                self._count(padded, keep[:, :-1], everything)
+                self._count(padded, keep, found)
             zero = torch.zeros_like(padded, dtype=torch.float32).detach()
-            squares = padded.detach().new_zeros(padded.shape).masked_scatter(keep[:, :-1], (2 * everything.detach()).logsumexp(-1))
+            squares = zero
+            if self.args.use_weighting:
+                squares = zero.masked_scatter(keep, (2 * found.logits().float().log_softmax(-1)).logsumexp(-1))
             return SimpleNamespace(
                 log_probs=padded,
                 entropy=zero,
                 mean_logits=zero,
                 is_top1=zero.bool(),
                 log_sum_sq_probs=squares,
-                aux_loss=getattr(outputs, "aux_loss", None),
+                aux_loss=getattr(found.outputs, "aux_loss", None),
             )
 
         return score
 
     _log_kl = False
-    _reference_logits: Tensor | None = None
+    _reference_found: Supervised | None = None
 
     def _will_log(self) -> bool:
         step = self.state.global_step + 1
         return not self.model.training or step == 1 or step >= self.state.max_steps or step % self.args.logging_steps == 0
 
     @torch.no_grad()
-    def _count(self, logps: Tensor, keep: Tensor, everything: Tensor) -> None:
+    def _count(self, logps: Tensor, keep: Tensor, found: Supervised) -> None:
         """Log-probability a token and length of both sides (length bias shows there), and the KL to the reference: exact at
         each supervised position, over the whole vocabulary, averaged; in the steps that are logged."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         for side, values, mask in zip(SIDES, logps.chunk(2), keep.chunk(2), strict=True):
             metrics[f"logps_per_token/{side}"].append(float(values.sum() / mask.sum().clamp(min=1)))
             metrics[f"length/{side}"].append(float(mask.sum() / len(mask)))
-        if self._reference_logits is not None:
-            metrics["kl"].append(float((everything.exp() * (everything - self._reference_logits)).sum(-1).mean()))
+        if self._reference_found is not None:
+            metrics["kl"].append(float(found.divergence(self._reference_found).mean()))
 
     def _watch(self, inputs: dict[str, Any]) -> None:
         """Count, and compare the first batches with what was audited."""

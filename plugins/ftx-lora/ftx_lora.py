@@ -50,7 +50,7 @@ class LoRA:
     suggests = {
         "trainer.learning_rate": 2e-4,
         "trainer.num_train_epochs": 3,
-        "trainer:dpo.learning_rate": 5e-5,
+        "trainer:dpo.learning_rate": 1e-4,
         "trainer:dpo.num_train_epochs": 1,
     }
 
@@ -219,7 +219,7 @@ def note_learning_rate(run: Run) -> None:
     """Say so where the trainer's learning rate is unusual for low-rank updates."""
     trainer = run.recipe.trainer
     rate = trainer.options.get("learning_rate") if trainer else None
-    low, high = ("5e-6", "1e-4") if trainer and trainer.name == "dpo" else ("1e-4", "3e-4")
+    low, high = ("5e-6", "2e-4") if trainer and trainer.name == "dpo" else ("1e-4", "3e-4")
     if rate is not None and not float(low) <= rate <= float(high):
         run.say(f"note: learning rate {rate:g} is outside {low} to {high}, the usual range for LoRA")
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, ProgressCallback
 
 from ftx.errors import PluginError
+from ftx_fast import Fast, install
+from ftx_sft_loss import kept_logits, next_is_supervised
+
+if TYPE_CHECKING:
+    from ftx_fast_head import Head
+
+logger = logging.getLogger(__name__)
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
@@ -50,11 +59,17 @@ class OnLoan:
 
     loan: Loan
     counts: dict[str, int]
+    #: Whether the model takes a mask of the positions that its head runs on.
+    masked_head: bool
+    #: Names of ftx-fast's parts, and what of them is on while it trains.
+    parts: Sequence[str] = ()
+    fast: Fast
     #: compute_loss divides; transformers must not divide again by the accumulation steps.
     loss_is_scaled_for_ga = True
 
     def settle(self) -> None:
         """At the end of the constructor: nothing but ftx counts or prints."""
+        self.fast = Fast()
         self.model_accepts_loss_kwargs = False  # get_batch_samples counts, and nobody else
         for printer in (PrinterCallback, ProgressCallback):  # both write to standard output
             self.remove_callback(printer)
@@ -63,10 +78,36 @@ class OnLoan:
         """Train, or go on from a checkpoint directory; the model object is afterwards as free of patches as before."""
         if resume_from_checkpoint is not None:
             self._resume_patience(Path(resume_from_checkpoint))
+        self.fast = install(self.model, self.parts)
+        for line in self.fast.on:
+            logger.info("fast: %s", line)
+        for line in self.fast.off:
+            logger.info("not fast: %s", line)
         try:
             return super().train(resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint is not None else None, **keywords)
         finally:
+            self.fast.undo()
             self.loan.give_back()
+
+    def supervised(self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, plain: bool = False) -> Supervised:
+        """Run the model over a batch, padded right (`lengths` of its rows) or packed (None), with the head where a token is supervised.
+
+        `plain`: through another model than the one that the shortcuts are on.
+        """
+        fill = self.model.config.eos_token_id if lengths is not None else None
+        if lengths is not None:
+            given, labels = self.fast.joined(given, labels, lengths, fill if isinstance(fill, int) else 0)
+        keep = next_is_supervised(labels)
+        if self.masked_head:
+            given = {**given, "logits_to_keep": keep}
+        targets = labels[:, 1:][keep[:, :-1]]
+        if plain or self.fast.head is None:
+            outputs = model(**given)
+            return Supervised(kept_logits(outputs.logits, keep), targets, None, outputs)
+        with self.fast.head.left_out():
+            outputs = model(**given)
+        hidden = kept_logits(outputs.logits, keep)
+        return Supervised(hidden.to(torch.bfloat16) if self.args.bf16 else hidden, targets, self.fast.head, outputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens` (no padding) and `supervised_tokens`: what was trained on since this process began."""
@@ -101,6 +142,37 @@ class OnLoan:
 
     def _send_telemetry(self) -> None:
         """None: what is trained here is nobody else's business."""
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """What a model makes of the n positions of a batch whose next token is supervised, in the order of rows and tokens."""
+
+    values: Tensor
+    """Logits [n, vocabulary], or with `head` the hidden states [n, h] that it would have been given."""
+    targets: Tensor
+    """[n]: the next tokens."""
+    head: Head | None
+    outputs: Any
+
+    def logps(self) -> Tensor:
+        """fp32 [n]: log-probabilities of the targets, in nats."""
+        if self.head is not None:
+            return self.head.logps(self.values, self.targets)
+        return -nn.functional.cross_entropy(self.values.float(), self.targets, reduction="none")
+
+    @torch.no_grad()
+    def divergence(self, other: Supervised) -> Tensor:
+        """fp32 [n]: KL to the distribution of `other`, over the whole vocabulary."""
+        if self.head is not None and other.head is not None:
+            return self.head.divergence(self.values, other.values)
+        ours, theirs = (one.logits().float().log_softmax(-1) for one in (self, other))
+        return (ours.exp() * (ours - theirs)).sum(-1)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """[n, vocabulary]."""
+        return self.values if self.head is None else self.head.layer(self.values.to(self.head.layer.weight.dtype))
 
 
 class Loan:

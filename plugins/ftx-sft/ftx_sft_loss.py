@@ -1,4 +1,4 @@
-"""The loss: cross-entropy in fp32 at the positions whose next token is supervised, and at no other."""
+"""Where the loss counts: the positions whose next token is supervised, and no other."""
 
 from __future__ import annotations
 
@@ -29,11 +29,6 @@ def kept_logits(logits: Tensor, keep: Tensor) -> Tensor:
     Full logits may be longer than `keep` at the front: prompt-tuning adapters put virtual tokens there.
     """
     return logits[:, -keep.shape[1] :][keep] if logits.dim() == 3 else logits
-
-
-def summed_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """Sum of the cross-entropies of `logits` [kept, vocabulary], in fp32; 0 with a gradient if nothing is kept."""
-    return nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep[:, :-1]], reduction="sum")
 
 
 def takes(module: nn.Module, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftx import hookimpl, option, plugin
+from ftx_fast import parts_of
 
 if TYPE_CHECKING:
     from ftx import Run
@@ -69,10 +70,14 @@ class Training:
     load_best_model_at_end: bool = option(False, "End with the checkpoint of the lowest evaluation loss; needs evaluation data.")
     dataloader_num_workers: int = option(0, "Processes that prepare batches; 0 does it in the main one.")
     dataloader_drop_last: bool = option(False, "Leave out the last batch of an epoch if it is not full.")
+    fast: bool | list[str] | str = option(
+        "auto", "Exact shortcuts of ftx-fast: auto (all that apply), off, or some of head, attention, rows, layers, lora, products, memory."
+    )
     args: dict[str, Any] = option({}, "Any other field of TRL's config class, as trainer.args.NAME=VALUE.")
 
     def __post_init__(self) -> None:
         """Refuse what SFTConfig would take and misread: it accepts a batch size of 0."""
+        parts_of(self.fast)
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps", "save_total_limit")
         optional = ("max_length", "save_steps", "eval_steps", "early_stopping_patience")
         for name in (*counts, *(name for name in optional if getattr(self, name) is not None)):

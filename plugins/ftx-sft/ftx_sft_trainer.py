@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ftx.encode import IGNORE
 from ftx.errors import RunError
+from ftx_fast import parts_of
 from ftx_sft_args import arguments
-from ftx_sft_loan import Loan, OnLoan, autocasts, inner_model, needs_checkpointing
-from ftx_sft_loss import kept_logits, next_is_supervised, summed_loss, supervised_tokens, takes, takes_mask
+from ftx_sft_loan import Loan, OnLoan, Supervised, autocasts, inner_model, needs_checkpointing
+from ftx_sft_loss import kept_logits, next_is_supervised, supervised_tokens, takes, takes_mask
 
 if TYPE_CHECKING:
     from ftx import Run
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 #: Micro-batches at the start of a process whose labels are compared with the audited rows.
 CHECKED = 8
 #: Batch entries that are no arguments of the model.
-BOOKKEEPING = ("labels", "attention_mask", "rows", "tokens", "supervised_tokens")
+BOOKKEEPING = ("labels", "attention_mask", "rows", "lengths", "tokens", "supervised_tokens")
 
 
 def make_trainer(
@@ -46,7 +47,8 @@ def make_trainer(
     if options.early_stopping_patience is not None:
         callbacks = [*callbacks, EarlyStoppingCallback(options.early_stopping_patience)]
     pack_length = options.max_length if options.packing else None
-    return SupervisedTrainer(model, config, tokenizer, train_dataset, eval_dataset if options.evaluates != "no" else None, callbacks, pack_length)
+    held_out = eval_dataset if options.evaluates != "no" else None
+    return SupervisedTrainer(model, config, tokenizer, train_dataset, held_out, callbacks, pack_length, parts_of(options.fast))
 
 
 def longest(dataset: Dataset, options: SFT) -> int:
@@ -82,7 +84,8 @@ class Collator:
         batch = dict(self.join(examples))
         rows = [list(dict.fromkeys(example["rows"])) for example in examples]
         batch["rows"] = [[number for one in rows for number in one]] if self.packed else rows
-        batch["tokens"] = sum(len(example["input_ids"]) for example in examples)
+        batch["lengths"] = [len(example["input_ids"]) for example in examples]
+        batch["tokens"] = sum(batch["lengths"])
         batch["supervised_tokens"] = supervised_tokens(batch["labels"])
         return batch
 
@@ -120,7 +123,9 @@ class SupervisedTrainer(OnLoan, SFTTrainer):  # type: ignore[misc]
         eval_dataset: Dataset | None,
         callbacks: list[TrainerCallback],
         pack_length: int | None,
+        parts: Sequence[str] = (),
     ) -> None:
+        self.parts = parts
         self.encoded, self.packed = train_dataset, pack_length is not None
         self.inner = inner_model(model)
         self.seen, self.counts = 0, {"tokens": 0, "supervised_tokens": 0}
@@ -152,22 +157,24 @@ class SupervisedTrainer(OnLoan, SFTTrainer):  # type: ignore[misc]
         training, labels = self.model.training, inputs["labels"]
         if training:
             self._watch(inputs)
-        keep = next_is_supervised(labels)
-        outputs = model(**self._arguments(inputs, keep))
-        count = keep.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-        loss = summed_loss(kept_logits(outputs.logits, keep), labels, keep) / count.clamp(min=1)
+        if return_outputs:  # whoever asks for outputs wants logits
+            keep = next_is_supervised(labels)
+            outputs = model(**self._arguments(inputs), **({"logits_to_keep": keep} if self.masked_head else {}))
+            found = Supervised(kept_logits(outputs.logits, keep), labels[:, 1:][keep[:, :-1]], None, outputs)
+        else:
+            found = self.supervised(model, self._arguments(inputs), labels, None if self.packed or self.aux_loss_enabled else inputs.get("lengths"))
+        count = len(found.targets) if num_items_in_batch is None else num_items_in_batch
+        loss = -found.logps().sum() / max(int(count), 1)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is of all processes, and DDP averages their gradients
         if self.aux_loss_enabled:  # a mixture of experts: a mean of each micro-batch, averaged over the step
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / (self.current_gradient_accumulation_steps if training else 1)
-        return (loss, outputs) if return_outputs else loss
+            loss = loss + self.router_aux_loss_coef * found.outputs.aux_loss / (self.current_gradient_accumulation_steps if training else 1)
+        return (loss, found.outputs) if return_outputs else loss
 
-    def _arguments(self, inputs: dict[str, Any], keep: torch.Tensor) -> dict[str, Any]:
+    def _arguments(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the model gets. No attention mask: padding is on the right, where no real token looks, and without a mask
         attention takes its fast causal path; in a pack, position ids that start anew keep the rows apart."""
         given = {name: value for name, value in inputs.items() if name not in BOOKKEEPING}
-        if self.masked_head:
-            given["logits_to_keep"] = keep
         if takes(self.model, "use_cache"):
             given["use_cache"] = False
         if self.aux_loss_enabled:

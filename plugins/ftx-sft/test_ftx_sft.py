@@ -348,10 +348,10 @@ def test_a_row_of_a_pack_does_not_see_the_others(tmp_path: Path) -> None:
     assert len(starts) > 2 and "attention_mask" not in batch
     assert (batch["labels"][0, starts] == -100).all()
     keep = torch.ones_like(batch["labels"], dtype=torch.bool)
-    before = trainer.model(**trainer._arguments(batch, keep)).logits
+    before = trainer.model(**trainer._arguments(batch), logits_to_keep=keep).logits
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
     changed["input_ids"][0, starts[1] : starts[2]] = 77
-    after = trainer.model(**trainer._arguments(changed, keep)).logits
+    after = trainer.model(**trainer._arguments(changed), logits_to_keep=keep).logits
     inside = torch.zeros(before.shape[0], dtype=torch.bool)
     inside[starts[1] : starts[2]] = True
     assert torch.equal(before[~inside], after[~inside]) and not torch.equal(before[inside], after[inside])

@@ -1,0 +1,120 @@
+"""Exact shortcuts of a training step, put on a model for as long as it trains: each by itself, each with its own way back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ftx_fast_head import Head
+    from ftx_fast_installed import Installed
+
+#: What each part does.
+PARTS = {
+    "head": "the head only where there is a label, its gradient found in the forward pass",
+    "attention": "causal attention without a mask",
+    "rows": "rows joined into one sequence instead of padded (with attention)",
+    "layers": "norms, rotary embedding and SwiGLU as one function each, on a CPU",
+    "lora": "LoRA and DoRA as one function a group of layers",
+    "products": "fp32 products through the faster library, on a CPU",
+    "memory": "freed memory kept between steps, on a CPU",
+}
+#: Kinds of layers that know where a joined row begins.
+SEPARABLE = {"full_attention", "sliding_attention"}
+
+
+def parts_of(fast: bool | str | Sequence[str]) -> list[str]:
+    """`auto`, `off` or a list of parts -> the parts; ValueError for another word. YAML reads a bare off as false."""
+    if fast in (True, "auto"):
+        return list(PARTS)
+    if fast in (False, "off"):
+        return []
+    names = [fast] if isinstance(fast, str) else list(fast)
+    for name in names:
+        if name not in PARTS:
+            near = difflib.get_close_matches(str(name), [*PARTS, "auto", "off"], n=1)
+            raise ValueError(f"fast: '{name}' is no part.{f' Did you mean {near[0]}?' if near else ''} auto, off, or some of: {', '.join(PARTS)}")
+    return names
+
+
+@dataclass
+class Fast:
+    """What is on a model."""
+
+    head: Head | None = None
+    joins: bool = False
+    installed: list[Installed] = field(default_factory=list)
+
+    @property
+    def on(self) -> list[str]:
+        return [line for one in self.installed for line in one.on]
+
+    @property
+    def off(self) -> list[str]:
+        """Lines that say what was asked for and does not apply here, and why."""
+        return [line for one in self.installed for line in one.off]
+
+    def undo(self) -> None:
+        for one in reversed(self.installed):
+            one.undo()
+        self.head, self.joins, self.installed = None, False, []
+
+    def joined(self, given: dict[str, Any], labels: Tensor, lengths: Sequence[int], fill: int) -> tuple[dict[str, Any], Tensor]:
+        """The model's arguments and the labels with the batch's rows joined into one, where that is on and pays; else as they were."""
+        from ftx_fast_rows import MULTIPLE, join, pays
+
+        if not self.joins or not pays(lengths):
+            return given, labels
+        one = join(given["input_ids"], labels, lengths, fill, MULTIPLE if labels.device.type == "cpu" else 1)
+        return {**given, **one.arguments()}, one.labels
+
+
+def install(model: nn.Module, parts: Sequence[str]) -> Fast:
+    """Put the named parts on an adapted model; whatever does not apply is left as it was and named in `off`."""
+    from ftx_fast_machine import fp32_products, keep_memory
+
+    fast = Fast()
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    try:
+        if "memory" in parts and on_cpu:
+            fast.installed.append(keep_memory())
+        if "products" in parts and on_cpu:
+            fast.installed.append(fp32_products(model))
+        if "attention" in parts:
+            from ftx_fast_attention import install as attention
+
+            fast.installed.append(attention(model))
+            fast.joins = "rows" in parts and bool(fast.installed[-1].on) and knows_segments(model)
+        if "layers" in parts and on_cpu:
+            from ftx_fast_layers import install as layers
+
+            fast.installed.append(layers(model))
+        if "lora" in parts and any(hasattr(module, "lora_A") for module in model.modules()):
+            from ftx_fast_lora import install as lora
+
+            fast.installed.append(lora(model))
+        if "head" in parts:
+            from ftx_fast_head import install as head
+
+            fast.head, installed = head(model)
+            fast.installed.append(installed)
+    except BaseException:
+        fast.undo()
+        raise
+    return fast
+
+
+def knows_segments(model: nn.Module) -> bool:
+    """Whether every layer that mixes positions is an attention that transformers tells where a joined row begins."""
+    import inspect
+
+    from transformers import PreTrainedModel
+
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if inner is None or "position_ids" not in inspect.signature(inner.forward).parameters:
+        return False
+    return set(getattr(inner.config.get_text_config(), "layer_types", None) or []) <= SEPARABLE

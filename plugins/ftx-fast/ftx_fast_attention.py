@@ -1,0 +1,273 @@
+"""Causal attention without a mask: grouped products for short rows on a CPU, each segment of a flattened batch by itself."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+from ftx_fast_installed import Installed
+
+#: The name under which transformers knows this attention.
+NAME = "ftx_fast"
+#: Queries that are multiplied with their keys at once: shorter blocks skip more of what causality hides, longer ones
+#: need fewer calls. Forward and backward of 1776 tokens, 9 heads of 64 on 3 key heads, one Zen 4 core, bf16, in ms:
+#:      length   SDPA   32   48   64   96
+#:          70     57   15   14   14   16
+#:         111     58   18   16   22   20
+#:         256     49   22   22   22   24
+#:         512     83   39   44   45   61
+#:        1024     76   48   46   51   45
+BLOCK = 48
+#: Rows up to this length go through the products on a CPU, and keep [heads, length, length / 2] probabilities for the
+#: backward pass; longer ones go through SDPA, which keeps none (more a matter of memory than of speed).
+PRODUCTS = 512
+#: A segment joins a batch of segments if it is at least this share of the longest there.
+NEAR = 0.75
+#: Arguments of an attention call that only transformers' own functions know; None is the same as not given.
+OTHERS = ("softcap", "s_aux", "position_bias", "cache", "head_mask")
+
+
+class CausalProducts(torch.autograd.Function):
+    """Causal attention with the queries of a group of heads stacked on their one key head.
+
+    `query` [batch, heads, length, size], `key` and `value` [batch, key heads, length, size], any strides ->
+    [batch, length, heads, size]. Scores, softmax and its gradient are fp32, as SDPA's are; the other products are of the inputs' dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        (batch, heads, length, size), kept = query.shape, key.shape[1]
+        group = heads // kept
+        ctx.shape, ctx.scale = (batch, length, kept, group, size), scale
+        q, k, v = stacked(query.transpose(1, 2), kept), key.reshape(-1, length, size), value.reshape(-1, length, size)
+        queries, keys, out = q.float() * scale, k.float(), torch.empty_like(q)
+        future = future_of(min(BLOCK, length), group, q.device)
+        blocks = []
+        for start, end, rows in blocks_of(length, group):
+            scores = torch.bmm(queries[:, rows], keys[:, :end].mT)
+            scores[:, :, start:] += future[: (end - start) * group, : end - start]
+            probabilities = torch.softmax(scores, -1).to(q.dtype)
+            out[:, rows] = torch.bmm(probabilities, v[:, :end])
+            if any(ctx.needs_input_grad):
+                blocks.append(probabilities)
+        ctx.save_for_backward(q, k, v, *blocks)
+        return unstacked(out, ctx.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *blocks = ctx.saved_tensors
+        batch, length, kept, group, size = ctx.shape
+        grad = stacked(grad, kept)
+        grads, values = grad.float(), v.float()
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for (_, end, rows), probabilities in zip(blocks_of(length, group), blocks, strict=True):
+            wide = torch.bmm(grads[:, rows], values[:, :end].mT)  # fp32: softmax takes nearly all of it away again
+            inner = torch._softmax_backward_data(wide, probabilities.float(), -1, torch.float32).mul_(ctx.scale).to(q.dtype)
+            dq[:, rows] = torch.bmm(inner, k[:, :end])
+            dk[:, :end] += torch.bmm(inner.mT, q[:, rows])
+            dv[:, :end] += torch.bmm(probabilities.mT, grad[:, rows])
+        shape = batch, kept, length, size
+        return unstacked(dq, ctx.shape).transpose(1, 2), dk.to(q.dtype).view(shape), dv.to(q.dtype).view(shape), None
+
+
+def blocks_of(length: int, group: int) -> list[tuple[int, int, slice]]:
+    """(first position, end, its stacked queries) of each block of queries."""
+    starts = range(0, length, BLOCK)
+    ends = [min(start + BLOCK, length) for start in starts]
+    return [(start, end, slice(start * group, end * group)) for start, end in zip(starts, ends, strict=True)]
+
+
+def future_of(block: int, group: int, device: torch.device) -> Tensor:
+    """fp32 [block * group, block]: minus infinity where a query's position is before the key's, else 0."""
+    return torch.full((block, block), float("-inf"), device=device).triu_(1).repeat_interleave(group, 0)
+
+
+def stacked(x: Tensor, kept: int) -> Tensor:
+    """[batch, length, heads, size] -> [batch * key heads, length * group, size], a position's group side by side."""
+    batch, length, heads, size = x.shape
+    return x.reshape(batch, length, kept, heads // kept, size).transpose(1, 2).reshape(batch * kept, -1, size)
+
+
+def unstacked(x: Tensor, shape: tuple[int, int, int, int, int]) -> Tensor:
+    """What `stacked` did, undone, for (batch, length, key heads, group, size)."""
+    batch, length, kept, group, size = shape
+    return x.view(batch, kept, length, group, size).transpose(1, 2).reshape(batch, length, kept * group, size)
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention of rows that stand alone -> [batch, length, heads, size]."""
+    if query.device.type == "cpu" and query.shape[2] <= PRODUCTS:
+        return CausalProducts.apply(query, key, value, scale)
+    grouped = query.shape[1] != key.shape[1]
+    return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the segments of a flattened batch begin and end, and how they are batched. Stands in the place of a mask."""
+
+    offsets: Tensor
+    """int32 [segments + 1], on the batch's device: 0, the ends of the segments."""
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return self.offsets.diff().tolist()
+
+    @cached_property
+    def batches(self) -> list[tuple[int, int]]:
+        """(segments, longest) of each batch, longest first."""
+        batches: list[tuple[int, int]] = []
+        for length in sorted(self.lengths, reverse=True):
+            if batches and length >= NEAR * batches[-1][1]:
+                batches[-1] = batches[-1][0] + 1, batches[-1][1]
+            else:
+                batches.append((1, length))
+        return batches
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """(the token at each place of the padded batches, the place of each token). A place of padding has its segment's last token."""
+        order = sorted(range(len(self.lengths)), key=lambda number: -self.lengths[number])
+        starts, tokens, places = self.offsets.tolist(), [], torch.empty(sum(self.lengths), dtype=torch.long)
+        rows = iter(order)
+        place = 0
+        for count, longest in self.batches:
+            for number in (next(rows) for _ in range(count)):
+                length = self.lengths[number]
+                tokens.append(torch.arange(longest).clamp_(max=length - 1) + starts[number])
+                places[starts[number] : starts[number] + length] = torch.arange(place, place + length)
+                place += longest
+        return torch.cat(tokens).to(self.offsets.device), places.to(self.offsets.device)
+
+    def mask(self, batch: int) -> Tensor:
+        """The same as a bool mask [batch, 1, length, length], for whatever cannot do without."""
+        numbers = torch.repeat_interleave(self.offsets.diff().long()).view(batch, 1, -1)
+        return (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)).tril_()
+
+
+class Spread(torch.autograd.Function):
+    """Tokens [n, ...] -> places [m, ...]. Backward takes each token's gradient from its own place: padding has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return x.index_select(0, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.index_select(0, *ctx.saved_tensors), None, None
+
+
+def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, scale: float, segments: Segments) -> Tensor:
+    """Causal attention within each segment of a flattened batch; shapes as in `causal`."""
+    batch, heads, length, size = query.shape
+    flat = [x.transpose(1, 2).reshape(batch * length, -1, size) for x in (query, key, value)]
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest = max(segments.lengths)
+        window = (-1, 0)  # causal: everything to the left, nothing to the right
+        out = varlen_attn(*flat, segments.offsets, segments.offsets, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1])
+        return out.view(batch, length, heads, size)
+    tokens, places = segments.places
+    sizes = [count * longest for count, longest in segments.batches]
+    spread = [Spread.apply(x, tokens, places).split(sizes) for x in flat]
+    outs = []
+    for (count, longest), *rows in zip(segments.batches, *spread, strict=True):
+        q, k, v = (x.view(count, longest, -1, size).transpose(1, 2) for x in rows)
+        outs.append(causal(q, k, v, scale).reshape(count * longest, heads, size))
+    return torch.cat(outs).index_select(0, places).view(batch, length, heads, size)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | Segments | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls; -> ([batch, length, heads, size], None). SDPA wherever this is no plain causal attention."""
+    plain = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    same = query.shape[2] == key.shape[2] > 1 and query.shape[3] == key.shape[3] == value.shape[3] and query.shape[1] % key.shape[1] == 0
+    known = not dropout and all(kwargs.get(name) is None for name in OTHERS)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if plain and same and known and attention_mask is None and query.device.type == "cpu":
+        return causal(query, key, value, scale), None
+    if isinstance(attention_mask, Segments):
+        if plain and same and known:
+            return segment_by_segment(query, key, value, scale, attention_mask), None
+        attention_mask = attention_mask.mask(query.shape[0])
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
+
+
+def mask(*args: Any, **kwargs: Any) -> Tensor | Segments | None:
+    """SDPA's mask, which is none wherever causality is enough, and for a flattened batch the segments instead of [length, length]."""
+    numbers = segment_numbers(kwargs.get("mask_function"))
+    if numbers is None or kwargs.get("attention_mask") is not None or kwargs["q_length"] != kwargs["kv_length"]:
+        return sdpa_mask(*args, **kwargs)
+    first = torch.ones_like(numbers[:, :1], dtype=torch.bool)  # a row of the batch ends a segment too
+    starts = torch.cat([first, numbers.diff(dim=-1) != 0], 1).flatten().nonzero().flatten()
+    return Segments(torch.cat([starts, starts.new_tensor([numbers.numel()])]).int())
+
+
+def segment_numbers(function: Any) -> Tensor | None:
+    """[batch, length] of the segment that each token is in, if that and causality are all that this mask function asks for.
+
+    transformers finds segments from `position_ids` that start anew and hands on a nest of functions; there is no other
+    way to them that holds for every model. A nest of any other form is not known here, and its mask is written out.
+    """
+    parts = inspect.getclosurevars(function).nonlocals.get("mask_functions", ()) if inspect.isfunction(function) else ()
+    names = [part.__qualname__.split(".")[0] for part in parts if inspect.isfunction(part)]
+    if names != ["packed_sequence_mask_function", "remap_positions_for_packed_sequence"]:
+        return None
+    same, order = (inspect.getclosurevars(part).nonlocals for part in parts)
+    return same.get("packed_sequence_mask") if order.get("mask_function") is causal_mask_function else None
+
+
+def install(model: nn.Module) -> Installed:
+    """Let the transformers model in `model` use this attention, or flash-attention on a GPU that has it."""
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if inner is None:
+        return Installed(lambda: None, off=["attention: no transformers model"])
+    config = inner.config.get_text_config()
+    if config._attn_implementation != "sdpa":
+        return Installed(lambda: None, off=[f"attention: the model's own, {config._attn_implementation}"])
+    parameter = next(inner.parameters())
+    name = NAME
+    if parameter.is_cuda and parameter.dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available():
+        name = "flash_attention_2"
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+    configs = {id(one): one for module in inner.modules() for one in (getattr(module, "config", None),) if hasattr(one, "_attn_implementation")}
+    configs |= {id(config): config, id(inner.config): inner.config}
+    before = [(one, one._attn_implementation) for one in configs.values()]
+
+    def undo() -> None:
+        for one, implementation in before:
+            one._attn_implementation_internal = implementation
+
+    try:
+        inner.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        undo()
+        return Installed(lambda: None, off=[f"attention: {str(error).splitlines()[0]}"])
+    if config._attn_implementation != name:
+        undo()
+        return Installed(lambda: None, off=["attention: the model does not go through transformers' AttentionInterface"])
+    return Installed(undo, on=["attention by flash-attention" if name != NAME else "attention without a mask, segment by segment"])

@@ -1,0 +1,156 @@
+"""The head only where there is a label: log-probabilities in chunks, their gradient found in the forward pass.
+
+The gradient of log p(target) with respect to its hidden state is W[target] - p W, whatever the loss makes of it later, so
+a frozen head costs two matrix products for any loss of log-probabilities, and one [chunk, vocabulary] buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from ftx_fast_installed import Installed
+
+#: Logits computed at once. On a CPU some 128 rows of 49,152 (25 MB in fp32: the last cache); a GPU wants larger products.
+ELEMENTS = {"cpu": 6 << 20, "cuda": 1 << 28}
+
+
+def chunk_of(weight: Tensor) -> int:
+    """Rows of hidden states that go through the head at once."""
+    return max(32, ELEMENTS.get(weight.device.type, ELEMENTS["cuda"]) // weight.shape[0])
+
+
+class TokenLogps(torch.autograd.Function):
+    """hidden [n, h], weight [vocabulary, h], targets int64 [n], bias [vocabulary] or None -> fp32 [n], log p(target) in nats.
+
+    The products are of hidden's dtype, everything over the vocabulary is fp32. A weight that trains has its gradient
+    computed in the backward pass, which costs the logits once more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.dtype, ctx.trains = weight.dtype, ctx.needs_input_grad[1]
+        used = weight.to(hidden.dtype)
+        logps = hidden.new_empty(len(hidden), dtype=torch.float32)
+        along = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        size = chunk_of(weight)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            logits = logits_of(hidden[rows], used, bias)
+            total = logits.logsumexp(-1)
+            logps[rows] = logits.gather(-1, targets[rows, None])[:, 0] - total
+            if along is not None:
+                probabilities = logits.sub_(total[:, None]).exp_().to(hidden.dtype)
+                along[rows] = used[targets[rows]] - probabilities @ used
+        ctx.save_for_backward(*((hidden, weight, targets, bias, logps) if ctx.trains else ()), along)
+        return logps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *others, along = ctx.saved_tensors
+        dhidden = (along * grad[:, None]).to(along.dtype) if along is not None else None
+        if not ctx.trains:
+            return dhidden, None, None, None
+        hidden, weight, targets, bias, _ = others
+        used = weight.to(hidden.dtype)
+        dweight = torch.zeros_like(weight, dtype=torch.float32)
+        size = chunk_of(weight)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            inner = logits_of(hidden[rows], used, bias).softmax(-1).neg_()
+            inner[torch.arange(len(inner), device=inner.device), targets[rows]] += 1
+            inner *= grad[rows, None]
+            dweight += (inner.to(hidden.dtype).mT @ hidden[rows]).float()
+        return dhidden, dweight.to(ctx.dtype), None, None
+
+
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """fp32 [rows, vocabulary]."""
+    logits = (hidden @ weight.mT).float()
+    return logits if bias is None else logits.add_(bias.float())
+
+
+class Head:
+    """The head of a transformers model, which can be left out of its forward pass: a plain linear layer, and nothing after it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """In here the model's `logits` are the hidden states that the head would have been given."""
+        vars(self.layer)["forward"] = lambda hidden: hidden
+        try:
+            yield
+        finally:
+            vars(self.layer).pop("forward", None)
+
+    def logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden [n, h], targets [n] -> fp32 [n], log p(target); under autocast the products are of its dtype."""
+        kind = hidden.device.type
+        if torch.is_autocast_enabled(kind):
+            hidden = hidden.to(torch.get_autocast_dtype(kind))
+        with torch.autocast(kind, enabled=False):
+            return TokenLogps.apply(hidden, self.layer.weight, targets, self.layer.bias)
+
+    @torch.no_grad()
+    def divergence(self, hidden: Tensor, other: Tensor) -> Tensor:
+        """KL(p || q) of each row, fp32 [n], over the whole vocabulary: p from `hidden`, q from `other`, both [n, h]."""
+        weight, size = self.layer.weight, chunk_of(self.layer.weight)
+        parts = []
+        for p, q in zip(hidden.split(size), other.split(size), strict=True):
+            ours, theirs = (logits_of(x, weight.to(x.dtype), self.layer.bias).log_softmax(-1) for x in (p, q))
+            parts.append((ours.exp() * (ours - theirs)).sum(-1))
+        return torch.cat(parts)
+
+
+def install(model: nn.Module) -> tuple[Head | None, Installed]:
+    """The model's head, if leaving it out leaves the hidden states themselves; None with the reason otherwise."""
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    layer = inner.get_output_embeddings() if inner is not None else None
+    if inner is None or type(layer) is not nn.Linear:
+        return None, off(f"the model's own is {'adapted' if layer is not None else 'missing'}")
+    if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        return None, off("something else acts on it")
+    if layer.bias is not None and layer.bias.requires_grad:
+        return None, off("its bias trains")
+    if not layer.weight.is_floating_point():
+        return None, off("it is quantised")
+    head = Head(layer)
+    if not passes_through(model, head):
+        return None, off("its logits are changed (soft-capping, scaling, a wrapper) or it cannot be left out")
+    return head, Installed(lambda: None, on=["head only where there is a label, its gradient found in the forward pass"])
+
+
+def passes_through(model: nn.Module, head: Head) -> bool:
+    """Whether what the head is given comes out of the model as its logits, unchanged: two tokens are sent through it to see."""
+    given: list[Tensor] = []
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+
+    def forward(hidden: Tensor) -> Tensor:
+        given.append(hidden)
+        return hidden
+
+    vars(head.layer)["forward"] = forward
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=head.layer.weight.device), use_cache=False).logits
+    except Exception:
+        return False
+    finally:
+        vars(head.layer).pop("forward", None)
+        for module, training in modes:
+            module.training = training
+    return len(given) == 1 and logits is given[0]
+
+
+def off(why: str) -> Installed:
+    return Installed(lambda: None, off=[f"head: {why}"])

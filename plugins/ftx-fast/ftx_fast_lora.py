@@ -1,0 +1,268 @@
+"""LoRA, DoRA and their 4-bit forms as one function a group of layers: the input saved once, rank-r products first, no fp32 copies.
+
+q, k and v (gate and up) get the same input, so the first of them computes all: their A's multiply it as one matrix, and the
+input's gradient is summed in place. Formulas: Hu et al., 2021 (arXiv 2106.09685); Liu et al., 2024 (arXiv 2402.09353).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ftx_fast_installed import Installed
+
+#: Siblings that are called with one input.
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+@dataclass(eq=False)
+class Frozen:
+    """A frozen weight [out, in] and bias, plain or in 4 bits."""
+
+    layer: nn.Module
+    buffers: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
+    """Shared by all layers: where a GPU unpacks 4-bit weights, one at a time."""
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """[out, in]; on a GPU one that was unpacked stands until the next one is."""
+        weight = self.layer.weight
+        if not hasattr(weight, "quant_state"):
+            return weight.to(dtype)
+        from bitsandbytes.functional import dequantize_4bit
+
+        state = weight.quant_state
+        if not weight.is_cuda:  # bitsandbytes has no `out` there
+            return dequantize_4bit(weight.data, state).to(dtype)
+        key = state.dtype, weight.device
+        size = state.shape.numel()
+        if key not in self.buffers or self.buffers[key].numel() < size:
+            self.buffers[key] = torch.empty(size, dtype=state.dtype, device=weight.device)
+        return dequantize_4bit(weight.data, state, out=self.buffers[key][:size].view(state.shape)).to(dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight; of one in 4 bits, what it is unpacked to."""
+        weight = self.layer.weight
+        return weight.quant_state.dtype if hasattr(weight, "quant_state") else weight.dtype
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        return None if self.layer.bias is None else self.layer.bias.to(dtype)
+
+    def square_norms(self) -> Tensor:
+        """fp32 [out]: squared norms of the rows; computed once, the weight is frozen."""
+        if not hasattr(self, "_square_norms"):
+            self._square_norms = self.weight(torch.float32).square().sum(1)
+        return self._square_norms
+
+
+class Adapted(torch.autograd.Function):
+    """x [..., in] and n frozen layers, each with A [r, in], B [out, r], s and (DoRA) m [out] -> n outputs [..., out].
+
+    LoRA: x W^T + s (x A^T) B^T + b. DoRA: m / |W + s B A| times the first two, + b; the norm counts as a constant.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frozen: Sequence[Frozen], scales: Sequence[float], *trained: Tensor | None) -> tuple[Tensor, ...]:
+        n = len(frozen)
+        downs, ups, sizes = trained[:n], trained[n : 2 * n], trained[2 * n :]
+        ctx.frozen, ctx.scales, ctx.shape = frozen, scales, x.shape
+        x = x.reshape(-1, x.shape[-1])
+        down = torch.cat([a.to(x.dtype) for a in downs]) if n > 1 else downs[0].to(x.dtype)
+        ranks = [len(a) for a in downs]
+        low = x @ down.mT
+        outs, kept = [], []
+        for layer, scale, b, size, part in zip(frozen, scales, ups, sizes, low.split(ranks, 1), strict=True):
+            bias = layer.bias(x.dtype)
+            out = nn.functional.linear(x, layer.weight(x.dtype), bias if size is None else None)
+            out.addmm_(part, b.mul(scale).to(x.dtype).mT)
+            if size is not None:
+                a = downs[len(outs)]
+                norm = norms(layer, a, b, scale)
+                kept += [out, norm]
+                out = torch.mul(out, size / norm, out=torch.empty_like(out))  # in fp32, rounded once
+                if bias is not None:
+                    out += bias
+            outs.append(out.view(*ctx.shape[:-1], -1))
+        ctx.ranks, ctx.kept = ranks, len(kept)
+        ctx.save_for_backward(x, low, down, *ups, *sizes, *kept)
+        return tuple(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, low, down, *rest = ctx.saved_tensors
+        n = len(ctx.frozen)
+        ups, sizes, kept = rest[:n], rest[n : 2 * n], iter(rest[2 * n :])
+        lows = torch.empty_like(low)
+        dx: Tensor | None = None
+        dups: list[Tensor] = []
+        dsizes: list[Tensor | None] = []
+        parts = zip(ctx.frozen, ctx.scales, ups, sizes, grads, low.split(ctx.ranks, 1), lows.split(ctx.ranks, 1), strict=True)
+        for layer, scale, b, size, grad, part, into in parts:
+            grad = grad.reshape(len(x), -1)
+            if size is None:
+                dsizes.append(None)
+            else:
+                plain, norm = next(kept), next(kept)
+                dsizes.append(((grad * plain.float()).sum(0) / norm).to(size.dtype))
+                grad = torch.mul(grad, size / norm, out=torch.empty_like(grad))
+            torch.mm(grad, b.mul(scale).to(x.dtype), out=into) if into.is_contiguous() else into.copy_(grad @ b.mul(scale).to(x.dtype))
+            dups.append((grad.mT @ part).to(b.dtype).mul_(scale))
+            if ctx.needs_input_grad[0]:
+                weight = layer.weight(x.dtype)
+                dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
+        if dx is not None:
+            dx = dx.addmm_(lows, down).view(ctx.shape)
+        ddowns = (lows.mT @ x).to(ups[0].dtype).split(ctx.ranks)
+        return dx, None, None, *ddowns, *dups, *dsizes
+
+
+@torch.no_grad()
+def norms(layer: Frozen, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """fp32 [out]: |W + s B A| of each row as |W|^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, kept until A or B changes.
+
+    No [out, in] sum is formed. What cancels is small beside |W|^2 unless an update undoes its weight: then the plain norm is taken.
+    """
+    now = (id(a), a._version, id(b), b._version)
+    known = getattr(layer, "_norms", None)
+    if known is not None and known[0] == now:
+        return known[1]
+    wide_a, wide_b = a.float(), b.float()
+    weight = layer.weight(layer.dtype)
+    cross = (weight @ wide_a.to(weight.dtype).mT).float()
+    square = layer.square_norms() + 2 * scale * (cross * wide_b).sum(1) + scale**2 * ((wide_b @ (wide_a @ wide_a.mT)) * wide_b).sum(1)
+    if (square < 0.01 * layer.square_norms()).any():
+        square = (layer.weight(torch.float32) + scale * (wide_b @ wide_a)).square().sum(1)
+    found = square.sqrt()
+    layer._norms = (now, found)
+    return found
+
+
+@dataclass(eq=False)
+class One:
+    """One adapted layer of peft's, and its own forward for whatever ours is not for."""
+
+    module: Any
+    frozen: Frozen
+    usual: Callable[..., Any]
+
+    def applies(self, x: Tensor) -> bool:
+        """Whether in this moment it is one plain active adapter; dtypes as the base's, no autocast."""
+        layer = self.module
+        return (
+            not layer.disable_adapters
+            and not layer.merged
+            and list(layer.active_adapters) == [self.name]
+            and x.dtype is self.frozen.dtype
+            and not torch.is_autocast_enabled(x.device.type)
+            and (not layer.training or isinstance(layer.lora_dropout[self.name], nn.Identity))
+        )
+
+    @property
+    def name(self) -> str:
+        return next(iter(self.module.lora_A))
+
+    def parameters(self) -> tuple[Tensor, Tensor, float, Tensor | None]:
+        layer, name = self.module, self.name
+        vectors = layer.lora_magnitude_vector
+        size = vectors[name].weight if name in vectors else None
+        return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], size
+
+
+class Group:
+    """Layers called one after the other with the same input: the first computes all, the others find theirs."""
+
+    def __init__(self, ones: Sequence[One]) -> None:
+        self.ones = list(ones)
+        self.ready: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, number: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        given, out = self.ready.pop(number, (None, None))
+        if given is x and out is not None:
+            return out
+        if args or kwargs or not self.ones[number].applies(x):
+            return self.ones[number].usual(x, *args, **kwargs)
+        self.ready.clear()  # of an input that came to nothing
+        together = [i for i in range(len(self.ones)) if i == number or (number == 0 and self.ones[i].applies(x))]
+        found = [self.ones[i].parameters() for i in together]
+        downs, ups, scales, sizes = zip(*found, strict=True)
+        outs = Adapted.apply(x, [self.ones[i].frozen for i in together], scales, *downs, *ups, *sizes)
+        for i, out in zip(together, outs, strict=True):
+            if i != number:
+                self.ready[i] = (x, out)
+        return outs[together.index(number)]
+
+
+def install(model: nn.Module) -> Installed:
+    """Every layer of peft's that is plain LoRA or DoRA on a frozen linear layer, in full precision or 4 bits; the rest stays peft's."""
+    from peft.tuners.lora.layer import Linear, LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    if not layers:
+        return Installed(lambda: None, off=["lora: no layer of peft's LoRA"])
+    kinds: tuple[type, ...] = (Linear,)
+    if any(type(layer).__name__ == "Linear4bit" for layer in layers):
+        from peft.tuners.lora.bnb import Linear4bit
+
+        kinds = (Linear, Linear4bit)
+    buffers: dict[Any, Tensor] = {}
+    known: dict[int, One] = {}
+    reasons: dict[str, int] = {}
+    for layer in layers:
+        if why := unfit(layer, kinds):
+            reasons[why] = reasons.get(why, 0) + 1
+        else:
+            known[id(layer)] = One(layer, Frozen(layer.base_layer, buffers), layer.forward)
+    groups: list[Group] = []
+    for parent in model.modules():
+        for names in GROUPS:
+            ones = [known.pop(id(getattr(parent, name, None)), None) for name in names]
+            if present := [one for one in ones if one is not None]:
+                groups.append(Group(present))
+    groups += [Group([one]) for one in known.values()]
+    put = [one.module for group in groups for one in group.ones]
+    for group in groups:
+        for number, one in enumerate(group.ones):
+            vars(one.module)["forward"] = bound(group, number)
+
+    def undo() -> None:
+        for module in put:
+            vars(module).pop("forward", None)
+
+    on = [f"{len(put)} adapted layers as {len(groups)} functions"] if put else []
+    return Installed(undo, on, [f"lora: {count} layers stay peft's: {why}" for why, count in reasons.items()])
+
+
+def bound(group: Group, number: int) -> Callable[..., Tensor]:
+    return lambda x, *args, **kwargs: group.forward(number, x, *args, **kwargs)
+
+
+def unfit(layer: Any, kinds: tuple[type, ...]) -> str:
+    """Why this layer cannot be computed here, or ""."""
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    base = layer.base_layer
+    names = list(layer.lora_A)
+    if type(layer) not in kinds:
+        return f"a {type(layer).__name__} is adapted"
+    if not (type(base) is nn.Linear or type(base).__name__ == "Linear4bit"):
+        return f"the base layer is a {type(base).__name__}"
+    if len(names) != 1:
+        return "more than one adapter"
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        return "the base layer trains"
+    if not isinstance(layer.lora_dropout[names[0]], nn.Identity):
+        return "dropout"
+    if layer.lora_B[names[0]].bias is not None:
+        return "B has a bias"
+    if getattr(layer, "fan_in_fan_out", False) or "forward" in vars(layer):
+        return "its forward is another's"
+    variant = layer.lora_variant.get(names[0])
+    if variant is not None and not isinstance(variant, DoraLinearVariant):
+        return f"the variant {type(variant).__name__}"
+    return ""

@@ -1,0 +1,250 @@
+"""Attention without masks: the same numbers as SDPA, one segment at a time, and SDPA itself where it does not apply."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+import ftx_fast_attention
+from ftx.testing.tiny import tiny_model
+from ftx_fast_attention import CausalProducts, Segments, causal, install, segment_by_segment
+
+#: One layer of SmolLM2-135M.
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 1, "vocab_size": 64}
+
+
+def away(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, scale=scale).transpose(1, 2)
+
+
+def heads(length: int, batch: int = 2, kept: int = 3, group: int = 3, size: int = 64, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Query, key, value as a model hands them on: transposed views."""
+    generator = torch.Generator().manual_seed(length)
+    counts = (kept * group, kept, kept)
+    return [torch.randn(batch, length, n, size, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for n in counts]
+
+
+def with_gradients(function, inputs: list[Tensor], *rest) -> list[Tensor]:
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = function(*inputs, *rest)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
+
+
+def ids(model: nn.Module, *shape: int) -> Tensor:
+    return torch.randint(3, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(5))
+
+
+def gradients(model: nn.Module, dtype: torch.dtype, **inputs: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    logits = model(**inputs, use_cache=False).logits
+    logits.backward(torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)).to(dtype))
+    return {"logits": logits.detach()} | {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("length", [1, 2, 47, 48, 49, 111, 200])
+@pytest.mark.parametrize("group", [1, 3])
+def test_the_products_are_sdpa_in_fp32(length: int, group: int) -> None:
+    inputs = heads(length, group=group)
+    for got, wanted in zip(with_gradients(CausalProducts.apply, inputs, 0.1), with_gradients(sdpa, inputs, 0.1), strict=True):
+        assert got.shape == wanted.shape
+        assert (got - wanted).norm() <= 1e-5 * wanted.norm() + 1e-5  # a row of one token has no gradient but rounding
+
+
+@pytest.mark.parametrize("length", [70, 111, 256])
+def test_the_products_in_bf16_are_as_near_to_fp32_as_sdpa(length: int) -> None:
+    inputs = heads(length, batch=4, dtype=torch.bfloat16)
+    exact = with_gradients(sdpa, [x.double() for x in inputs], 0.125)
+    ours, plain = (with_gradients(one, inputs, 0.125) for one in (CausalProducts.apply, sdpa))
+    errors = [(away(a, x), away(b, x)) for a, b, x in zip(ours, plain, exact, strict=True)]
+    assert all(a <= 1.25 * b for a, b in errors), errors  # one of them rounds once more than SDPA, the others less often
+    assert sum(a for a, _ in errors) <= 0.9 * sum(b for _, b in errors), errors
+
+
+def test_nothing_is_kept_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    inputs = heads(60)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        with torch.no_grad():
+            CausalProducts.apply(*inputs, 0.1)
+        assert not saved
+        CausalProducts.apply(*inputs, 0.1)
+    assert saved
+
+
+def offsets(*lengths: int) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def test_near_segments_are_batched_and_padding_gets_no_gradient() -> None:
+    segments = Segments(offsets(10, 40, 9, 39, 8, 2))
+    assert segments.batches == [(2, 40), (3, 10), (1, 2)]
+    tokens, places = segments.places
+    assert tokens[places].tolist() == list(range(108))
+
+
+@pytest.mark.parametrize("lengths", [(5,), (3, 1, 60, 55, 7, 58), (30, 30), (1, 1, 1)])
+def test_segments_are_separate_rows(lengths: tuple[int, ...]) -> None:
+    inputs = heads(sum(lengths), batch=1)
+    got = with_gradients(segment_by_segment, inputs, 0.1, Segments(offsets(*lengths)))
+
+    def alone(*rows: Tensor) -> Tensor:
+        return torch.cat([sdpa(*parts, 0.1) for parts in zip(*(x.split(lengths, 2) for x in rows), strict=True)], 1)
+
+    for a, b in zip(got, with_gradients(alone, inputs), strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm() + 1e-5
+
+
+def test_long_rows_go_through_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ftx_fast_attention, "PRODUCTS", 20)
+    inputs = heads(30, batch=1)
+    assert torch.equal(causal(*inputs, 0.1), sdpa(*inputs, 0.1))
+    mixed = with_gradients(segment_by_segment, inputs, 0.1, Segments(offsets(25, 5)))
+    monkeypatch.undo()
+    for a, b in zip(mixed, with_gradients(segment_by_segment, inputs, 0.1, Segments(offsets(25, 5))), strict=True):
+        assert away(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_has_the_same_logits_and_gradients(checkpointing: bool) -> None:
+    model = tiny_model().train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = {"input_ids": ids(model, 3, 70)}
+    packed = {"input_ids": ids(model, 1, 90), "position_ids": torch.cat([torch.arange(n) for n in (40, 11, 39)])[None]}
+    for inputs in (batch, packed):
+        wanted = gradients(model, torch.float32, **inputs)
+        installed = install(model)
+        got = gradients(model, torch.float32, **inputs)
+        installed.undo()
+        assert got.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert (got[name] - value).norm() <= 1e-5 * value.norm(), name
+
+
+def test_a_layer_of_smollm2_in_bf16_is_no_further_from_fp32() -> None:
+    torch.manual_seed(0)
+    exact = LlamaForCausalLM(LlamaConfig(**SMOLLM2, attn_implementation="sdpa"))
+    plain = copy.deepcopy(exact).bfloat16()
+    exact.load_state_dict({name: value.float() for name, value in plain.state_dict().items()})
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for rows in range(2, 6):
+        inputs = {"input_ids": ids(exact, rows, 111)}
+        wanted, usual = gradients(exact, torch.float32, **inputs), gradients(plain, torch.bfloat16, **inputs)
+        installed = install(plain)
+        ours = gradients(plain, torch.bfloat16, **inputs)
+        installed.undo()
+        for name, value in wanted.items():
+            errors.setdefault(name, []).append((away(ours[name], value), away(usual[name], value)))
+    for name, pairs in errors.items():
+        assert sum(a for a, _ in pairs) <= 1.05 * sum(b for _, b in pairs), name
+
+
+def test_one_segment_does_not_touch_another() -> None:
+    model = tiny_model().eval()
+    install(model)
+    tokens, positions = ids(model, 1, 60), torch.cat([torch.arange(n) for n in (20, 25, 15)])[None]
+    with torch.no_grad():
+        before = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        tokens[0, 20:45] = 5
+        after = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    assert torch.equal(before[:, :20], after[:, :20]) and torch.equal(before[:, 45:], after[:, 45:])
+    assert not torch.allclose(before[:, 20:45], after[:, 20:45])
+
+
+def test_rows_of_several_segments() -> None:
+    model = tiny_model().eval()
+    tokens, positions = ids(model, 2, 30), torch.stack([torch.cat([torch.arange(n) for n in (10, 20)]), torch.arange(30)])
+    with torch.no_grad():
+        wanted = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        install(model)
+        assert torch.allclose(model(input_ids=tokens, position_ids=positions, use_cache=False).logits, wanted, atol=1e-5)
+
+
+def test_masks_and_generation_are_as_before() -> None:
+    model = tiny_model().eval()
+    tokens, mask = ids(model, 2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad():
+        wanted, generated = model(input_ids=tokens, attention_mask=mask).logits, model.generate(tokens, **options)
+        installed = install(model)
+        assert torch.equal(model(input_ids=tokens, attention_mask=mask).logits, wanted)
+        again = model.generate(tokens, **options)
+        static = model.generate(tokens, cache_implementation="static", disable_compile=True, **options)
+    assert torch.equal(again.sequences, generated.sequences) and torch.equal(static.sequences, generated.sequences)
+    for a, b in zip(again.logits, generated.logits, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    installed.undo()
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_dropout_in_segments_is_masked() -> None:
+    model = tiny_model(attention_dropout=0.5).train()
+    install(model)
+    tokens, positions = ids(model, 1, 20), torch.cat([torch.arange(10), torch.arange(10)])[None]
+    torch.manual_seed(0)
+    before = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    tokens[0, :10] = 7
+    torch.manual_seed(0)
+    assert torch.allclose(model(input_ids=tokens, position_ids=positions, use_cache=False).logits[:, 10:], before[:, 10:], atol=1e-6)
+
+
+def test_a_sliding_window_holds() -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**shape, sliding_window=8)).eval()
+    tokens, positions = ids(model, 1, 40), torch.cat([torch.arange(22), torch.arange(18)])[None]
+    with torch.no_grad():
+        wanted = [model(input_ids=tokens).logits, model(input_ids=tokens, position_ids=positions, use_cache=False).logits]
+        assert install(model).on
+        got = [model(input_ids=tokens).logits, model(input_ids=tokens, position_ids=positions, use_cache=False).logits]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, wanted, strict=True))
+
+
+def test_other_attention_is_left_alone() -> None:
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    assert install(model).off == ["attention: the model's own, eager"]
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sinks = GptOssForCausalLM(GptOssConfig(**shape, vocab_size=50, num_local_experts=2, num_experts_per_tok=1))
+    assert install(sinks).off and not install(sinks).on
+    assert install(nn.Linear(2, 2)).off == ["attention: no transformers model"]
+
+
+def test_a_copy_after_undo_has_nothing_of_it() -> None:
+    model = tiny_model()
+    installed = install(model)
+    assert installed.on == ["attention without a mask, segment by segment"] and not installed.off
+    assert model.config._attn_implementation == ftx_fast_attention.NAME
+    installed.undo()
+    assert copy.deepcopy(model).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_varlen_on_a_gpu() -> None:
+    model = tiny_model(hidden_size=256).cuda().bfloat16()
+    tokens, positions = ids(model, 1, 60).cuda(), torch.cat([torch.arange(n) for n in (20, 25, 15)])[None].cuda()
+    exact = copy.deepcopy(model).float()
+    wanted = gradients_on_gpu(exact, tokens, positions)
+    usual = gradients_on_gpu(model, tokens, positions)
+    install(model)
+    ours = gradients_on_gpu(model, tokens, positions)
+    for name, value in wanted.items():
+        assert away(ours[name], value) <= 1.1 * away(usual[name], value), name
+
+
+def gradients_on_gpu(model: nn.Module, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    (logits.float() * torch.linspace(-1, 1, logits.shape[-1], device=logits.device)).sum().backward()
+    return {"logits": logits.detach()} | {name: parameter.grad for name, parameter in model.named_parameters()}

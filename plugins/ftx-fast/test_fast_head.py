@@ -1,0 +1,93 @@
+"""The head where there is a label: the numbers of the plain path, for frozen, trained, biased and capped heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+
+import ftx_fast_head
+from ftx_fast_head import Head, install
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 60}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(ftx_fast_head, "chunk_of", lambda weight: 7)
+
+
+def parts(dtype=torch.float32, bias=False, trains=False):
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 50, bias=bias).to(dtype).requires_grad_(trains)
+    return layer, torch.randn(23, 16).to(dtype).requires_grad_(), torch.randint(50, (23,)), torch.randn(23)
+
+
+def plain(layer, hidden, targets):
+    return layer(hidden).float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_values_and_gradients_for_any_loss_of_the_logps(bias, trains, small_chunks):
+    layer, hidden, targets, weights = parts(bias=bias, trains=trains)
+    if bias:
+        layer.bias.requires_grad_(False)
+    inputs = [hidden, layer.weight] if trains else [hidden]
+    logps = [Head(layer).logps(hidden, targets), plain(layer, hidden, targets)]
+    torch.testing.assert_close(*logps)
+    ours, theirs = (torch.autograd.grad((one.sigmoid() * weights).sum(), inputs) for one in logps)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_in_bf16_no_further_from_fp32_than_the_plain_path(small_chunks):
+    layer, hidden, targets, weights = parts(torch.bfloat16)
+    wide = nn.Linear(16, 50, bias=False)
+    wide.weight.data = layer.weight.data.float()
+    truth_in = hidden.detach().float().requires_grad_()
+    truth = torch.autograd.grad((plain(wide, truth_in, targets) * weights).sum(), truth_in)[0]
+    ours = torch.autograd.grad((Head(layer).logps(hidden, targets) * weights).sum(), hidden)[0]
+    theirs = torch.autograd.grad((plain(layer, hidden, targets) * weights).sum(), hidden)[0]
+    assert (ours - truth).norm() <= 1.1 * (theirs - truth).norm()
+
+
+def test_nothing_supervised():
+    layer, hidden, _, _ = parts()
+    loss = Head(layer).logps(hidden[:0], torch.empty(0, dtype=torch.long)).sum()
+    loss.backward()
+    assert loss == 0 and not hidden.grad.any()
+
+
+def test_divergence(small_chunks):
+    layer, hidden, _, _ = parts()
+    other = hidden.detach().flip(0)
+    p, q = (layer(x).log_softmax(-1) for x in (hidden, other))
+    torch.testing.assert_close(Head(layer).divergence(hidden, other), (p.exp() * (p - q)).sum(-1).detach())
+
+
+def test_a_model_whose_head_is_left_out_gives_its_hidden_states():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+    head, installed = install(model)
+    assert installed.on and not installed.off
+    ids = torch.arange(6).view(1, 6)
+    with head.left_out():
+        hidden = model(input_ids=ids).logits
+    assert hidden.shape == (1, 6, 32)
+    torch.testing.assert_close(model.lm_head(hidden), model(input_ids=ids).logits)
+    assert model.training and "forward" not in vars(model.lm_head)
+
+
+def test_soft_capping_keeps_the_ordinary_path():
+    model = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=30.0))
+    head, installed = install(model)
+    assert head is None and "soft-capping" in installed.off[0]
+
+
+def test_an_adapted_head_keeps_the_ordinary_path():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)), LoraConfig(target_modules=["lm_head"]))
+    head, installed = install(model)
+    assert head is None and "adapted" in installed.off[0]

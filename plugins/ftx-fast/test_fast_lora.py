@@ -1,0 +1,124 @@
+"""LoRA and DoRA as one function: peft's numbers and gradients, put on and taken off without a trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from ftx_fast_lora import install
+
+CONFIG = LlamaConfig(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=60, attention_bias=True, pad_token_id=0
+)
+IDS = torch.randint(60, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+def adapted(dtype=torch.float32, layers=2, size=0.3, **settings):
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIG)
+    config.num_hidden_layers = layers
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    given = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **settings}
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **given))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float() * (1.05 if "magnitude" in name else size)
+    return model
+
+
+def gradients(model):
+    """Loss and the gradient of each trained parameter, by name."""
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", ["k_proj", "v_proj", "down_proj"], ["up_proj"]])
+def test_gradients_of_each_parameter(dora, targets):
+    model = adapted(use_dora=dora, target_modules=targets)
+    loss, wanted = gradients(model)
+    installed = install(model)
+    assert installed.on and not installed.off
+    ours, got = gradients(model)
+    torch.testing.assert_close(ours, loss)
+    assert got.keys() == wanted.keys()
+    for name, gradient in got.items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    installed.undo()
+    again, after = gradients(model)
+    assert again == loss and all(torch.equal(after[name], wanted[name]) for name in wanted)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_in_bf16_no_further_from_fp32_than_peft(dora):
+    model = adapted(torch.bfloat16, layers=12, size=0.1, use_dora=dora)  # deep, as where it matters: errors add up
+    wide = copy.deepcopy(model).float()
+    _, truth = gradients(wide)
+    _, theirs = gradients(model)
+    install(model)
+    _, ours = gradients(model)
+    total = lambda found: sum(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth)  # noqa: E731
+    assert total(ours) <= 1.05 * total(theirs)
+
+
+def test_dora_norms_follow_an_update():
+    model = adapted(use_dora=True)
+    install(model)
+    gradients(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(3)
+    ours, _ = gradients(model)
+    for module in model.modules():
+        vars(module).pop("forward", None)
+    torch.testing.assert_close(ours, gradients(model)[0])
+
+
+def test_the_adapter_can_be_switched_off():
+    model = adapted()
+    with model.disable_adapter():
+        wanted = model(input_ids=IDS).logits
+    install(model)
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=IDS).logits, wanted)
+    assert not torch.equal(model(input_ids=IDS).logits, wanted)
+
+
+@pytest.mark.parametrize(("settings", "reason"), [({"lora_dropout": 0.1}, "dropout"), ({"lora_bias": True}, "bias")])
+def test_what_it_is_not_for_stays_pefts(settings, reason):
+    installed = install(adapted(**settings))
+    assert not installed.on and reason in installed.off[0]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_four_bits(dora):
+    pytest.importorskip("bitsandbytes")
+    import bitsandbytes
+
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    torch.manual_seed(0)
+    for parent in list(model.model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is torch.nn.Linear:
+                quantised = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, torch.float32, quant_type="nf4")
+                quantised.load_state_dict(layer.state_dict())
+                setattr(parent, name, quantised.to("cpu"))
+    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora, task_type="CAUSAL_LM"))
+    loss, wanted = gradients(model)
+    installed = install(model)
+    assert installed.on and not installed.off
+    ours, got = gradients(model)
+    torch.testing.assert_close(ours, loss)
+    for name, gradient in got.items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
