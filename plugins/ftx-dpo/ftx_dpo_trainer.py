@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from ftx.encode import IGNORE
 from ftx.errors import PluginError, RunError
-from ftx_fast import parts_of
+from ftx_fast import Fast, install, parts_of
 from ftx_fast_rows import lengths_of
 from ftx_sft_args import arguments
 from ftx_sft_loan import Loan, OnLoan, Supervised, autocasts, inner_model, needs_checkpointing
@@ -135,14 +135,28 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
             vars(inner_model(self.frozen)).pop("forward", None)
         self.settle()
         self.masked_head = takes_mask(model, self.inner)
+        self.frozen_fast = Fast()
         if precompute:
-            self.train_dataset = self._with_reference(self.train_dataset)
-            self.eval_dataset = self._with_reference(self.eval_dataset) if self.eval_dataset is not None else None
+            self.fast = install(model, parts)  # the numbers of training, to the last digit
+            try:
+                self.train_dataset = self._with_reference(self.train_dataset)
+                self.eval_dataset = self._with_reference(self.eval_dataset) if self.eval_dataset is not None else None
+            finally:
+                self.fast.undo()
         self.precompute_ref_logps = True  # TRL finds them in each batch, whoever put them there
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         """As it is: what encode_dataset made is final."""
         return dataset
+
+    def train(self, *args: Any, **keywords: Any) -> Any:
+        """As for every trainer; a frozen reference has the shortcuts too."""
+        if self.frozen is not None:
+            self.frozen_fast = install(self.frozen, self.parts)
+        try:
+            return super().train(*args, **keywords)
+        finally:
+            self.frozen_fast.undo()
 
     # --- the reference -----------------------------------------------------------------------------------------------
 
@@ -216,8 +230,8 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
             given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False} if takes(self.policy, "use_cache") else {"input_ids": input_ids}
             if output_router_logits:  # routers do not balance padding; elsewhere right padding needs no mask
                 given |= {"output_router_logits": True, "attention_mask": attention_mask}
-            separate = output_router_logits or model is self.frozen
-            found = self.supervised(model, given, labels, None if separate else lengths_of(attention_mask), plain=model is self.frozen)
+            fast = self.frozen_fast if model is self.frozen else self.fast
+            found = self.supervised(model, given, labels, None if output_router_logits else lengths_of(attention_mask), fast)
             padded = torch.zeros(keep.shape, device=labels.device).masked_scatter(keep, found.logps())
             if keep_for_kl:
                 self._reference_found = found if self._log_kl else None

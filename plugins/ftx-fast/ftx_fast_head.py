@@ -101,13 +101,13 @@ class Head:
             return TokenLogps.apply(hidden, self.layer.weight, targets, self.layer.bias)
 
     @torch.no_grad()
-    def divergence(self, hidden: Tensor, other: Tensor) -> Tensor:
-        """KL(p || q) of each row, fp32 [n], over the whole vocabulary: p from `hidden`, q from `other`, both [n, h]."""
-        weight, size = self.layer.weight, chunk_of(self.layer.weight)
+    def divergence(self, hidden: Tensor, other: Head, theirs: Tensor) -> Tensor:
+        """KL(p || q) of each row, fp32 [n], over the whole vocabulary: p from `hidden` [n, h] here, q from `theirs` [n, h] and the head `other`."""
+        size = chunk_of(self.layer.weight)
         parts = []
-        for p, q in zip(hidden.split(size), other.split(size), strict=True):
-            ours, theirs = (logits_of(x, weight.to(x.dtype), self.layer.bias).log_softmax(-1) for x in (p, q))
-            parts.append((ours.exp() * (ours - theirs)).sum(-1))
+        for p, q in zip(hidden.split(size), theirs.split(size), strict=True):
+            ours, at_other = (logits_of(x, head.layer.weight.to(x.dtype), head.layer.bias).log_softmax(-1) for x, head in ((p, self), (q, other)))
+            parts.append((ours.exp() * (ours - at_other)).sum(-1))
         return torch.cat(parts)
 
 

@@ -61,10 +61,10 @@ def test_nothing_supervised():
 
 
 def test_divergence(small_chunks):
-    layer, hidden, _, _ = parts()
-    other = hidden.detach().flip(0)
-    p, q = (layer(x).log_softmax(-1) for x in (hidden, other))
-    torch.testing.assert_close(Head(layer).divergence(hidden, other), (p.exp() * (p - q)).sum(-1).detach())
+    (layer, hidden, _, _), (other, *_) = parts(), parts(bias=True)
+    theirs = hidden.detach().flip(0)
+    p, q = layer(hidden).log_softmax(-1), other(theirs).log_softmax(-1)
+    torch.testing.assert_close(Head(layer).divergence(hidden, Head(other), theirs), (p.exp() * (p - q)).sum(-1).detach())
 
 
 def test_a_model_whose_head_is_left_out_gives_its_hidden_states():

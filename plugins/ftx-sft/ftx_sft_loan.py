@@ -89,25 +89,26 @@ class OnLoan:
             self.fast.undo()
             self.loan.give_back()
 
-    def supervised(self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, plain: bool = False) -> Supervised:
+    def supervised(self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, fast: Fast | None = None) -> Supervised:
         """Run the model over a batch, padded right (`lengths` of its rows) or packed (None), with the head where a token is supervised.
 
-        `plain`: through another model than the one that the shortcuts are on.
+        `fast`: what is on `model`, if it is not the one that trains.
         """
+        fast = fast or self.fast
         fill = self.model.config.eos_token_id if lengths is not None else None
         if lengths is not None:
-            given, labels = self.fast.joined(given, labels, lengths, fill if isinstance(fill, int) else 0)
+            given, labels = fast.joined(given, labels, lengths, fill if isinstance(fill, int) else 0)
         keep = next_is_supervised(labels)
         if self.masked_head:
             given = {**given, "logits_to_keep": keep}
         targets = labels[:, 1:][keep[:, :-1]]
-        if plain or self.fast.head is None:
+        if fast.head is None:
             outputs = model(**given)
             return Supervised(kept_logits(outputs.logits, keep), targets, None, outputs)
-        with self.fast.head.left_out():
+        with fast.head.left_out():
             outputs = model(**given)
         hidden = kept_logits(outputs.logits, keep)
-        return Supervised(hidden.to(torch.bfloat16) if self.args.bf16 else hidden, targets, self.fast.head, outputs)
+        return Supervised(hidden.to(torch.bfloat16) if self.args.bf16 else hidden, targets, fast.head, outputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens` (no padding) and `supervised_tokens`: what was trained on since this process began."""
@@ -165,7 +166,7 @@ class Supervised:
     def divergence(self, other: Supervised) -> Tensor:
         """fp32 [n]: KL to the distribution of `other`, over the whole vocabulary."""
         if self.head is not None and other.head is not None:
-            return self.head.divergence(self.values, other.values)
+            return self.head.divergence(self.values, other.head, other.values)
         ours, theirs = (one.logits().float().log_softmax(-1) for one in (self, other))
         return (ours.exp() * (ours - theirs)).sum(-1)
 

@@ -717,7 +717,7 @@ def test_what_the_core_owns_exists_in_sftconfig() -> None:
     fields = {field.name for field in dataclasses.fields(SFTConfig)}
     assert OWNED.keys() <= fields
     assert not OWNED.keys() & {field.name for field in dataclasses.fields(SFT)}
-    ours = {"args", "early_stopping_patience"}
+    ours = {"args", "early_stopping_patience", "fast"}
     assert {field.name for field in dataclasses.fields(SFT)} - ours <= fields
 
 
