@@ -9,7 +9,8 @@ from real_servers import missing, serving
 from support import SHARED_DATA, read_rows
 
 PAIRS = SHARED_DATA / "dpo_en_demo" / "dpo_en_demo.json"
-HELD_OUT, JUDGED = 40, 6
+#: Of 80 some 57 have an answer left at length 512: sixty steps of two are two passes.
+PAIRS_TRAINED, HELD_OUT, JUDGED = 80, 40, 6
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def files(tmp_path_factory):
     rows = json.loads(PAIRS.read_text("utf-8"))
     folder = tmp_path_factory.mktemp("pairs")
     asked = {row["conversations"][-1]["value"] for row in rows[-HELD_OUT:]}  # the file asks some questions twice
-    parts = {"train": [row for row in rows if row["conversations"][-1]["value"] not in asked], "held_out": rows[-HELD_OUT:], "judged": rows[-JUDGED:]}
+    train = [row for row in rows if row["conversations"][-1]["value"] not in asked][:PAIRS_TRAINED]
+    parts = {"train": train, "held_out": rows[-HELD_OUT:], "judged": rows[-JUDGED:]}
     for name, part in parts.items():
         (folder / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
     return {name: folder / f"{name}.json" for name in parts}

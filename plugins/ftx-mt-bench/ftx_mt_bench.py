@@ -96,10 +96,11 @@ class MTBench(Judging):
     def compare_answers(self, base_items: list[dict[str, Any]], tuned_items: list[dict[str, Any]], run: Run) -> list[Score]:
         """`average_change` and so on by turn and category: tuned minus base, with a paired bootstrap over questions.
 
-        Only here are both phases known, so from here FastChat's files of them are written, to eval/mt-bench/.
+        Only here are both phases known, so from here FastChat's files of them and report.html are written, to eval/mt-bench/.
         """
         from ftx_mt_bench_items import write_fastchat
         from ftx_mt_bench_numbers import changes
+        from ftx_mt_bench_report import write_report
 
         phases = {"base": base_items, "tuned": tuned_items}
         asked = [[(item["question_id"], item["turn"]) for item in items] for items in phases.values()]
@@ -110,10 +111,14 @@ class MTBench(Judging):
             )
         if self.dry_run:
             return []
-        if run.directory is not None:
-            write_fastchat(run.directory.items(NAME, "base").parent, phases)
         base, tuned = (self._ratings_of(items) for items in phases.values())
-        return changes(base, tuned, run.seed, whole="average" if self.mode == "single" else "win_rate_adjusted")
+        changed = changes(base, tuned, run.seed, whole="average" if self.mode == "single" else "win_rate_adjusted")
+        if run.directory is not None:
+            folder = run.directory.items(NAME, "base").parent
+            write_fastchat(folder, phases)
+            facts = {"model": run.model, "judge": ", ".join(dict.fromkeys(rating.judge for rating in tuned)), "mode": self.mode}
+            write_report(folder / "report.html", facts, {"base": base, "tuned": tuned}, changed, run.seed, self.mode == "pairwise")
+        return changed
 
     def _ratings_of(self, items: list[dict[str, Any]]) -> list[Rating]:
         from ftx_mt_bench_scoring import ratings_of

@@ -57,13 +57,15 @@ class Match:
         return "win" if getattr(self, first) == model else "loss"
 
 
-def rating_scores(ratings: Sequence[Rating], seed: int) -> list[Score]:
-    """Each model's `average` over all its rated turns (not the mean of the turns' means), `turn1`, `turn2`, `category:NAME`.
+def rating_scores(ratings: Sequence[Rating], seed: int, whole: str = "average") -> list[Score]:
+    """Each model's `average` (by the name `whole`) over all its rated turns (not the mean of the turns' means), `turn1`, `turn2`, `category:NAME`.
 
     `n` counts ratings; a part that has none is left out. Intervals: bootstrap over questions.
     """
     models = dict.fromkeys(rating.model for rating in ratings)
-    return [score for model in models for name, part in parts([one for one in ratings if one.model == model]).items() for score in _score(name, part, seed)]
+    return [
+        score for model in models for name, part in parts([one for one in ratings if one.model == model], whole).items() for score in _score(name, part, seed)
+    ]
 
 
 def match_scores(matches: Sequence[Match], seed: int, *, baseline: str | None = None) -> list[Score]:

@@ -212,6 +212,13 @@ def test_the_change_and_the_files_of_a_run(data, run, tmp_path, mode):
         assert values(of_it) == values(phase.scores)
         assert [(score.ci_low, score.ci_high, score.n) for score in of_it] == [(score.ci_low, score.ci_high, score.n) for score in phase.scores]
 
+    page = (folder / "report.html").read_text("utf-8")
+    parts = ["turn1", "turn2", *(f"category:{name}" for name in dict.fromkeys(item["category"] for item in phases[0].items))]
+    for part in (headline, *parts):
+        row = re.search(rf"<tr><td>(?:mt-bench )?{part}</td>(.*?)</tr>", page).group(1)
+        assert row.count('class="n"') == 5 and '<td class="n"></td>' not in row, part
+    assert page.count("<rect") == 2 * (1 + len(parts))
+
 
 def test_other_questions_cannot_be_compared(data, run):
     items = evaluated(exam.honest, right, data, run)[0].items
