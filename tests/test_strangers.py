@@ -10,7 +10,7 @@ from venvs import Environment, built
 
 from ftx import __version__
 
-PROJECTS = ["core", "plugins/ftx-formats", "plugins/ftx-lora", "plugins/ftx-sft", "plugins/ftx-exact-match", "examples/ftx-hello"]
+PROJECTS = ["core", "plugins/ftx-formats", "plugins/ftx-lora", "plugins/ftx-fast", "plugins/ftx-sft", "plugins/ftx-exact-match", "examples/ftx-hello"]
 
 
 @pytest.fixture(scope="module")
