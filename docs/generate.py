@@ -18,7 +18,7 @@ import click
 from click.testing import CliRunner
 
 from ftx import hookspecs
-from ftx.catalogue import STAGES, Catalogue
+from ftx.catalogue import KINDS, STAGES, Catalogue
 from ftx.cli import COMMANDS, main
 from ftx.describe import described
 from ftx.hooks import hook_names, stage_hooks
@@ -51,14 +51,14 @@ Errors, and with `--json` everything but the result, go to standard error. `pyth
 
 
 def official() -> list[tuple[str, str, str]]:
-    """(stage, name, distribution) of every plugin under plugins/, in the order of the stages."""
+    """(stage, name, distribution) of every plugin and command under plugins/, in the order of the stages, commands last."""
     found = []
     for file in sorted((REPO / "plugins").glob("*/pyproject.toml")):
         project = tomllib.loads(file.read_text("utf-8"))["project"]
         for group, points in project.get("entry-points", {}).items():
             stage = group.removeprefix("ftx.")
-            found += [(stage, name, project["name"]) for name in points if stage in STAGES]
-    return sorted(found, key=lambda one: (STAGES.index(one[0]), one[1]))
+            found += [(stage, name, project["name"]) for name in points if stage in KINDS]
+    return sorted(found, key=lambda one: (KINDS.index(one[0]), one[1]))
 
 
 def about(stage: str, name: str, catalogue: Catalogue) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def assignments(values: dict[str, Any]) -> str:
 
 def commands_page() -> str:
     parts = [COMMANDS_PAGE, help_section([])]
-    for name in COMMANDS:
+    for name in [*COMMANDS, *(name for stage, name, _ in official() if stage == "command")]:
         parts.append(help_section([name]))
         command = main.get_command(click.Context(main), name)
         if name == "plugins":
@@ -134,7 +134,7 @@ def listing() -> str:
 
 def hooks_part(catalogue: Catalogue) -> str:
     """Every hook from hookspecs.py: arguments, owner, text, and the official plugins that implement it."""
-    implemented = {(stage, name): described(stage, name, catalogue)["hooks"] for stage, name, _ in official()}
+    implemented = {(stage, name): described(stage, name, catalogue)["hooks"] for stage, name, _ in official() if stage in STAGES}
     parts = []
     for name in hook_names():
         function = getattr(hookspecs, name)
@@ -154,6 +154,10 @@ def plugins_part(catalogue: Catalogue) -> str:
     """The table of official plugins."""
     rows = []
     for stage, name, distribution in official():
+        if stage == "command":
+            words = main.get_command(click.Context(main), name).get_short_help_str(WIDTH)
+            rows.append((stage, f"[`ftx {name}`](docs/commands.md#ftx-{name})", f"`{distribution}`", words))
+            continue
         summary = described(stage, name, catalogue)["doc"].split("\n\n")[0].replace("\n", " ")
         rows.append((stage, f"[`{name}`](docs/options.md#{stage}-{name})", f"`{distribution}`", summary))
     return "\n".join(table(("stage", "plugin", "distribution", "what it does"), rows)) + "\n"

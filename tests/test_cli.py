@@ -147,6 +147,24 @@ def test_an_unknown_command(cli):
     assert "no command is called 'zzz'.\n" in cli("zzz").stderr
 
 
+def test_a_distribution_brings_a_command(process, tmp_path):
+    body = "import click\n\n@click.command()\n@click.argument('who')\ndef greet(who):\n    'Greet someone.'\n    click.echo(f'hello {who}')\n"
+    points = {"command:greet": "greeting:greet", "command:broken": "no_such_module:x", "command:odd": "greeting:click"}
+    install(tmp_path, "acme-greet", points, greeting=body)
+    place = {"PYTHONPATH": str(tmp_path)}
+    assert process("greet", "you", **place).stdout == "hello you\n"
+    assert "Greet someone." in process("greet", "--help", **place).stdout
+    assert "command    greet" in process("plugins", **place).stdout
+    assert "Did you mean 'greet'?" in process("greeet", **place).stderr
+    broken, odd = process("broken", **place), process("odd", **place)
+    assert (
+        broken.returncode == 2
+        and broken.stderr.splitlines()[0] == "Error: command 'broken' (acme-greet 1.0) could not be loaded: No module named 'no_such_module'"
+    )
+    assert odd.returncode == 2 and odd.stderr.splitlines()[0] == "Error: command 'odd' (acme-greet 1.0): greeting:click is no click command."
+    assert process("--help", **place).returncode == 0, "a broken command breaks nobody else"
+
+
 def test_an_unknown_stage(cli):
     assert errors(cli("plugins", "show", "adaptor", "lora")) == [
         "Error: no stage is called 'adaptor'. Did you mean 'adapter'?",

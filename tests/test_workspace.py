@@ -13,14 +13,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from ftx import __version__
-from ftx.catalogue import STAGES
+from ftx.catalogue import KINDS
 
 REPO = Path(__file__).resolve().parent.parent
 CORE = REPO / "core"
 OFFICIAL = sorted(file.parent for file in REPO.glob("plugins/*/pyproject.toml"))
 CONTRIB = sorted(file.parent for file in REPO.glob("contrib/*/pyproject.toml"))
 PLUGINS = OFFICIAL + CONTRIB
-GROUPS = {f"ftx.{stage}" for stage in STAGES} | {"ftx.model"}
+GROUPS = {f"ftx.{kind}" for kind in KINDS} | {"ftx.model"}
 
 each_plugin = pytest.mark.parametrize("directory", PLUGINS, ids=lambda directory: directory.name)
 

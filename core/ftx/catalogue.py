@@ -21,6 +21,8 @@ from ftx.errors import PluginError, did_you_mean
 log = logging.getLogger("ftx")
 
 STAGES = ("formatter", "quantizer", "adapter", "trainer", "evaluator", "exporter", "observer")
+#: What distributions bring: plugins of the stages, and commands (`ftx NAME`), which are click commands and no plugins.
+KINDS = (*STAGES, "command")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Catalogue:
         seen: dict[tuple[str, ...], Entry] = {}
         for point in points:
             stage = point.group.removeprefix("ftx.")
-            if point.group.startswith("ftx.") and stage in STAGES:
+            if point.group.startswith("ftx.") and stage in KINDS:
                 entry = _entry(stage, point)
                 # editable installs and lib64 links list the same plugin twice: equal ones are one
                 seen.setdefault((stage, entry.name, entry.value, re.sub(r"[-_.]+", "-", entry.distribution).lower()), entry)
@@ -82,19 +84,25 @@ class Catalogue:
     def load(self, stage: str, name: str) -> type[Any]:
         """Import the plugin that is called so and give its class; PluginError, with a way out, if that cannot be."""
         entry = self.find(stage, name)
-        _check_version(entry)
-        if ":" in name and "" not in sys.path:
-            sys.path.insert(0, "")  # a class named by hand lives beside the user, as with `python -m`
-        try:
-            cls = _Driver(f"ftx.{stage}", entry.name, entry.point).extensions[0].plugin
-        except (Exception, SystemExit) as error:
-            raise _broken(entry, error) from error
+        cls: Any = load(entry)
         if not is_plugin(cls):
             what = "a class without @plugin" if isinstance(cls, type) else f"a {type(cls).__name__}, not a class"
             raise PluginError(
                 f"{stage} '{name}' ({entry.origin}): {entry.value} is {what}.", "Decorate the class with @ftx.plugin and name it in the entry point."
             )
-        return cls
+        loaded: type[Any] = cls
+        return loaded
+
+
+def load(entry: Entry) -> Any:
+    """Import what an entry names; PluginError, with a way out, if that cannot be."""
+    _check_version(entry)
+    if ":" in entry.name and "" not in sys.path:
+        sys.path.insert(0, "")  # a class named by hand lives beside the user, as with `python -m`
+    try:
+        return _Driver(f"ftx.{entry.stage}", entry.name, entry.point).extensions[0].plugin
+    except (Exception, SystemExit) as error:
+        raise _broken(entry, error) from error
 
 
 class _Driver(stevedore.DriverManager[Any]):
@@ -114,10 +122,10 @@ def _raise(manager: Any, point: Any, error: BaseException) -> None:
 
 
 def _installed() -> list[metadata.EntryPoint]:
-    """Every entry point of the stages from one scan; metadata that cannot be read costs only its own distribution."""
+    """Every entry point of the kinds from one scan; metadata that cannot be read costs only its own distribution."""
     try:
         installed = metadata.entry_points()  # selected by group, because Python 3.11 iterates over group names
-        found = [point for stage in STAGES for point in installed.select(group=f"ftx.{stage}")]
+        found = [point for kind in KINDS for point in installed.select(group=f"ftx.{kind}")]
     except Exception:
         found = []
         for distribution in metadata.distributions():
@@ -130,7 +138,7 @@ def _installed() -> list[metadata.EntryPoint]:
 
 def _order(entry: Entry) -> tuple[Any, ...]:
     """By stage and name; of two with the same name ours stands first, so that the other is the one to name by its class."""
-    return STAGES.index(entry.stage), entry.name, not entry.distribution.startswith("ftx-"), entry.distribution
+    return KINDS.index(entry.stage), entry.name, not entry.distribution.startswith("ftx-"), entry.distribution
 
 
 def _entry(stage: str, point: metadata.EntryPoint) -> Entry:

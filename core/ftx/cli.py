@@ -26,20 +26,31 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        return import_module(f"ftx.commands.{name}").command if name in COMMANDS else None
+        if name in COMMANDS:
+            command: click.Command = import_module(f"ftx.commands.{name}").command
+            return command
+        from ftx.commands.brought import load_command
+
+        return load_command(name)
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise click.UsageError(f"no command is called '{args[0]}'.{hint}\n       Commands: {', '.join(COMMANDS)}.")
+            from ftx.commands.brought import command_names
+
+            names = [*COMMANDS, *command_names()]
+            if args[0] not in names:
+                close = difflib.get_close_matches(args[0], names, n=1)
+                hint = f" Did you mean '{close[0]}'?" if close else ""
+                raise click.UsageError(f"no command is called '{args[0]}'.{hint}\n       Commands: {', '.join(names)}.")
         return super().resolve_command(context, args)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+        formatter.write_paragraph()
+        formatter.write_text("Distributions bring more commands: `ftx plugins` lists them.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
