@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "AdapterContract": "ftx.testing.adapter",
+    "CommandContract": "ftx.testing.command",
     "EvaluatorContract": "ftx.testing.evaluator",
     "ExporterContract": "ftx.testing.exporter",
     "FormatterContract": "ftx.testing.formatter",
@@ -23,6 +24,7 @@ _HOMES = {
 
 __all__ = [
     "AdapterContract",
+    "CommandContract",
     "EvaluatorContract",
     "ExporterContract",
     "FormatterContract",
@@ -41,6 +43,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ftx.testing.adapter import AdapterContract
+    from ftx.testing.command import CommandContract
     from ftx.testing.evaluator import EvaluatorContract
     from ftx.testing.exporter import ExporterContract
     from ftx.testing.formatter import FormatterContract

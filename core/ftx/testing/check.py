@@ -74,6 +74,9 @@ def contracts(distribution: str) -> dict[str, type[Any]]:
     made: dict[str, type[Any]] = {}
     for entry in plugins_of(distribution):
         label = f"Test_{entry.stage}_{entry.name}".replace("-", "_")
+        if entry.stage == "command":
+            made[label] = type(label, (testing.CommandContract,), {"name": entry.name})
+            continue
         try:
             cls = Catalogue([entry.point]).load(entry.stage, entry.name)
             made[label] = type(label, (getattr(testing, f"{entry.stage.capitalize()}Contract"),), {"plugin": cls})
