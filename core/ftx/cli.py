@@ -14,6 +14,7 @@ COMMANDS = {
     "run": "Fine-tune: resolve, check, train, evaluate base and tuned.",
     "resume": "Go on with a run that was interrupted.",
     "eval": "Evaluate a finished run again, base and tuned.",
+    "report": "Write and open the page of a run, or one that compares several.",
     "plugins": "List, describe, scaffold and examine plugins.",
     "doctor": "Look at the environment and at each installed plugin's needs.",
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ftx.audit import Finding
     from ftx.generate import Generate
-    from ftx.run import Evaluation, Run, Score
+    from ftx.run import Evaluation, Run, RunDir, Score
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 stage_hook = hookspec(firstresult=True)
@@ -182,6 +182,14 @@ def run_finished(run: Run, scores: list[Score]) -> None:
 @hookspec
 def run_failed(run: Run, error: BaseException) -> None:
     """The run ended in `error`. What this raises is logged and does not mask it."""
+
+
+@hookspec
+def render_runs(directories: list[RunDir]) -> str | None:
+    """One page about one run or several, whole or not, as the text of an HTML file. Called by `ftx report`.
+
+    All that it shows is read from the directories: no model is loaded, and a file that is not there yet costs only its part.
+    """
 
 
 @hookspec

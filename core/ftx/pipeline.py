@@ -47,11 +47,14 @@ class Outcome:
 
 def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str | None = None, resume: RunDir | None = None) -> Outcome:
     """Run a recipe into a new directory (`output`), or go on with one (`resume`). Raises FtxError of every kind."""
+    wanted = [choice.name for choice in recipe.observers]
     recipe, hooks = resolve(recipe, catalogue)
     check_row_types(hooks)
     directory = resume or new_directory(output, recipe)
     run = begin(recipe, hooks, console)
     preflight(hooks, run)
+    if left_out := [name for name in wanted if name not in [choice.name for choice in recipe.observers]]:
+        console.say(f"not installed, so the run goes without: observer {', '.join(left_out)}")
 
     tokenizer = models.load_tokenizer(run.model_path)
     splits, report = prepare(hooks, tokenizer, run)

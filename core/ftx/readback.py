@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftx import models, pipeline
@@ -14,7 +16,7 @@ from ftx.hooks import Hooks
 from ftx.ledger import Ledger
 from ftx.prepare import read_questions
 from ftx.recipe import Recipe, merge, read_recipe, resolve
-from ftx.run import Run, RunDir, Score
+from ftx.run import Run, RunDir, Score, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,6 +82,25 @@ def evaluate_files(evaluators: tuple[str, ...], assignments: tuple[str, ...], ca
         scores += [score.stamped(key.partition(":")[2], score.phase) for score in evaluation.scores] if evaluation else []
     console.table(*file_table(scores))
     return scores
+
+
+def render(paths: Sequence[str], observer: str, assignments: tuple[str, ...], catalogue: Catalogue, output: Path | None) -> Path:
+    """Write the page that `observer` makes of one run or of several; the file. RecipeError if a path is no run or there is no page."""
+    directories = [RunDir(path) for path in paths]
+    recipes = [recipe_of(directory) for directory in directories]
+    own = [choice for choice in recipes[0].observers if choice.name == observer] if len(recipes) == 1 else []
+    listed = {"observers": [{"name": choice.name, **choice.options} for choice in own]}
+    wanted = Recipe(observers=merge(listed, {"observer": (observer,)}, assignments).observers)
+    _, hooks = resolve(wanted, catalogue, training=False)
+    page = next((page for _, page in hooks.each("render_runs", directories=directories) if page is not None), None)
+    if page is None:
+        raise RecipeError(f"observer '{observer}' makes no page of runs.", "Name one that implements render_runs: see docs/hooks.md.")
+    file = (output.expanduser() if output else directories[0] / ("report.html" if len(directories) == 1 else "compare.html")).absolute()
+    try:
+        write_text(file, page)
+    except OSError as error:
+        raise RunError(f"{file} cannot be written ({error.strerror}).", "Give another --output.") from error
+    return file
 
 
 def load_merged(directory: RunDir, catalogue: Catalogue, run: Run) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,9 @@ from ftx.options import Text, as_dict, build, coerce, fields
 SINGLE = ("formatter", "quantizer", "adapter", "trainer")
 REPEATED = {"evaluators": "evaluator", "observers": "observer"}
 DEFAULTS = {"formatter": "auto", "adapter": "lora", "trainer": "sft"}
+#: What watches a run whose recipe has no `observers`. They change no result, so one that is not installed is left out, and the run says so.
+OBSERVERS = ("audit", "report")
+NONE = "none"
 PATHS = ("data", "eval_data", "model", "from")
 
 #: Recipe key -> its type, for everything that is not a stage.
@@ -37,10 +41,11 @@ PLAIN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A plugin chosen by name, with its options: as given until `resolve`, all of them afterwards."""
+    """A plugin chosen by name, with its options: as given until `resolve`, all of them afterwards. `by_default`: nobody named it."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    by_default: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +144,7 @@ def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str
     """A recipe's content, what the command line gives over it, and `-o` assignments -> an unresolved Recipe.
 
     Naming another plugin discards the recipe's options of that stage, and what was suggested for it; naming the same keeps
-    them.
+    them. Evaluators named replace the recipe's; observers named are added to the recipe's or the default ones, `none` drops those.
     """
     values: dict[str, Any] = {}
     for key, annotation in PLAIN.items():
@@ -156,7 +161,10 @@ def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str
     for key, stage in REPEATED.items():
         listed = [_choice(one, key) for one in content.get(key) or []]
         names = given.get(stage) or ()
-        values[key] = tuple(next((c for c in listed if c.name == name), Choice(name)) for name in names) if names else tuple(listed)
+        if stage == "observer":
+            values[key] = _observers(listed if content.get(key) is not None else [Choice(name, by_default=True) for name in OBSERVERS], names)
+        else:
+            values[key] = tuple(next((c for c in listed if c.name == name), Choice(name)) for name in names) if names else tuple(listed)
     suggested = content.get("suggested") or {}
     if not isinstance(suggested, dict) or not all(isinstance(one, dict) for one in suggested.values()):
         raise RecipeError("'suggested' must map stage:name to options.", "Leave it out: it is written by ftx.")
@@ -166,6 +174,13 @@ def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str
     for assignment in assignments:
         recipe = _assign(recipe, assignment)
     return recipe
+
+
+def _observers(listed: list[Choice], names: Sequence[str]) -> tuple[Choice, ...]:
+    """What the recipe lists, or the default ones, and those named on the command line behind them; `none` drops the listed."""
+    kept = [] if NONE in names else [replace(choice, by_default=choice.by_default and choice.name not in names) for choice in listed]
+    more = [name for name in names if name != NONE and name not in [choice.name for choice in kept]]
+    return (*kept, *(next((choice for choice in listed if choice.name == name and not choice.by_default), Choice(name)) for name in more))
 
 
 def _assign(recipe: Recipe, assignment: str) -> Recipe:
@@ -204,8 +219,11 @@ def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
 def resolve(recipe: Recipe, catalogue: Catalogue, *, training: bool = True) -> tuple[Recipe, Hooks]:
     """Load every chosen plugin, apply suggestions and options, register them: the Recipe with all values, and the hooks.
 
-    Default < suggestion < recipe < -o. Raises PluginError or OptionError; nothing heavy is imported.
+    Default < suggestion < recipe < -o. Raises PluginError or OptionError; nothing heavy is imported. Observers that nobody
+    named and that are not installed are left out.
     """
+    here = catalogue.names("observer") if any(choice.by_default for choice in recipe.observers) else []
+    recipe = replace(recipe, observers=tuple(choice for choice in recipe.observers if not choice.by_default or choice.name in here))
     classes = {(stage, choice.name): catalogue.load(stage, choice.name) for stage, choice in recipe.choices()}
     suggestions, authors = _suggestions(recipe, classes)
     hooks, complete = Hooks(), {}
