@@ -1,0 +1,144 @@
+"""The largest sum of live tensor storage while something runs: what a plan is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Measured:
+    """What a block came to, in bytes; complete when the block is left."""
+
+    start: int = 0
+    """Live storage at its beginning."""
+    peak: int = 0
+    """The largest sum of live storage in it."""
+    end: int = 0
+    """Live storage at its end."""
+    curve: list[tuple[int, int]] = field(default_factory=list, repr=False)
+    """(nanoseconds since the epoch, bytes that came or went) on a CPU, in order."""
+
+    @property
+    def added(self) -> int:
+        """How far the peak stands above the beginning."""
+        return self.peak - self.start
+
+
+@contextlib.contextmanager
+def measure(device: str = "cpu") -> Iterator[Measured]:
+    """Measure a block: each storage counts once, with all its bytes, from its allocation until it is freed.
+
+    On a CPU torch's profiler reports what the allocator gives and takes back, temporaries inside of operators and the
+    backward pass included; it changes no result, in contrast to a dispatch mode, under which autograd no longer adds
+    gradients in place. What stood before is found by the garbage collector (a saved activation of a graph that is older
+    than the block is not). On CUDA it is `max_memory_allocated`, whose peak is reset at the beginning. Blocks cannot be
+    nested, nor stand inside another profiler's.
+    """
+    import torch
+
+    found = Measured()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        found.start = torch.cuda.memory_allocated()
+        try:
+            yield found
+        finally:
+            torch.cuda.synchronize()
+            found.peak, found.end = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+        return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its two lines on standard error at each start and stop
+    freed: list[tuple[int, int]] = []
+    watched = []
+    for storage in live_storages("cpu"):
+        size = storage.nbytes()
+        found.start += size
+        watched.append(weakref.finalize(storage, _note, freed, size))
+    del storage
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    profiler.start()
+    try:
+        yield found
+    finally:
+        profiler.stop()
+        for one in watched:
+            one.detach()
+        found.curve = sorted([*freed, *_allocations(profiler)])
+        live = found.peak = found.start
+        for _, change in found.curve:
+            live += change
+            found.peak = max(found.peak, live)
+        found.end = live
+
+
+def live_storages(device: str = "cpu") -> list[torch.UntypedStorage]:
+    """The storages behind every tensor that Python holds, and behind their gradients, once each."""
+    import torch
+
+    kinds: dict[type, bool] = {}
+    found: dict[int, torch.UntypedStorage] = {}
+    for one in gc.get_objects():
+        kind = type(one)
+        if kind not in kinds:
+            kinds[kind] = issubclass(kind, torch.Tensor)
+        if kinds[kind]:
+            for tensor in (one, one.grad if one.is_leaf else None):
+                if tensor is not None and tensor.device.type == device:
+                    _add(tensor, found)
+    return list(found.values())
+
+
+def size_of(tensors: Iterable[Any]) -> int:
+    """Bytes of the storages behind `tensors`, each counted once; whatever is no tensor counts nothing."""
+    import torch
+
+    found: dict[int, torch.UntypedStorage] = {}
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor):
+            _add(tensor, found)
+    return sum(storage.nbytes() for storage in found.values())
+
+
+def _add(tensor: Any, found: dict[int, Any]) -> None:
+    with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse ones and wrappers have no storage of their own
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            found.setdefault(storage.data_ptr(), storage)
+
+
+def _note(freed: list[tuple[int, int]], size: int) -> None:
+    freed.append((time.time_ns(), -size))
+
+
+def _allocations(profiler: Any) -> Iterator[tuple[int, int]]:
+    """(nanoseconds, bytes) of every block that the CPU's allocator gave while the profiler ran, and of its return.
+
+    The return of an older block counts where its storage was watched: the profiler knows of some and not of others.
+    """
+    from torch._C._profiler import _EventType
+
+    waiting, found = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
+            found.append((event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.ptr))
+    given = set()
+    for moment, size, address in sorted(found, key=lambda one: one[0]):
+        if size > 0:
+            given.add(address)
+        elif address in given:
+            given.remove(address)
+        else:
+            continue
+        yield moment, size
