@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,16 @@ class Finding:
 
 def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[list[Finding], dict[str, Any]]:
     """Look at every encoded row of a split: the findings of the core, and the figures for audit.json."""
+    import numpy
+
+    from ftx.columns import chunks
+
     ends = end_tokens(tokenizer)
     bos = tokenizer.bos_token_id
     found: dict[str, list[int]] = {"none": [], "lost": [], "empty": [], "cut": [], "no_end": [], "double_bos": []}
-    lengths, supervised, seen = [], 0, Counter[bytes]()
+    lengths, supervised, seen = array("l"), 0, array("Q")
     columns = [("input_ids", "labels")] if "labels" in dataset.column_names else [(f"{side}_input_ids", f"{side}_labels") for side in ("chosen", "rejected")]
-    for number, row in enumerate(dataset):
+    for number, row in enumerate(row for rows in chunks(dataset) for row in rows):
         cut = int(row.get("cut") or 0)
         faults = set()
         for ids_column, labels_column in columns:
@@ -51,7 +56,7 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
             faults |= _faults(ids, labels, cut, ends, bos, tokenizer)
             lengths.append(len(ids))
             supervised += sum(label != IGNORE for label in labels[1:])
-        seen[repr([row[ids] for ids, _ in columns]).encode()] += 1
+        seen.append(_digest(repr([row[ids] for ids, _ in columns])))
         if run.recipe.allow_truncation and cut and "none" in faults:
             faults = {"lost"}
         for fault in faults:
@@ -67,7 +72,7 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
         "cut_answers": len(found["cut"]) + len(found["lost"]),
         "missing_eos": len(found["no_end"]),
         "double_bos": len(found["double_bos"]),
-        "duplicates": sum(count - 1 for count in seen.values()),
+        "duplicates": len(seen) - len(numpy.unique(seen)),
     }
     longer = "raise -o trainer.max_length=N, or let answers be cut with --allow-truncation"
     findings = [
@@ -144,13 +149,27 @@ def gate(dataset: Dataset, split: str, findings: list[tuple[str, Finding]], run:
         raise DataError("\n       ".join(lines), "\n".join(dict.fromkeys(finding.remedy for _, finding in refusals if finding.remedy)))
     if len(dropped) == len(dataset):
         raise DataError(f"{split} data: no row is left; all are in the ledger.", "Mend the data, or choose another formatter.")
-    return dataset.select([number for number in range(len(dataset)) if number not in dropped]) if dropped else dataset
+    if not dropped:
+        return dataset
+    from ftx.columns import without
+
+    return without(dataset, dropped)
 
 
 def overlap(train: Dataset, evaluation: Dataset) -> list[int]:
     """Row numbers of the evaluation data that stand in the training data: equal after case and white space are folded."""
-    known = {_normal(row) for row in train}
-    return [number for number, row in enumerate(evaluation) if _normal(row) in known]
+    import numpy
+
+    from ftx.columns import chunks
+
+    ours, theirs = (array("Q", (_digest(_normal(row)) for rows in chunks(split) for row in rows)) for split in (train, evaluation))
+    found: list[int] = numpy.flatnonzero(numpy.isin(theirs, ours)).tolist()
+    return found
+
+
+def _digest(text: str) -> int:
+    """64 bits of a row: two different ones of a million have the same with a chance of one in 40 million."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _normal(row: dict[str, Any]) -> str:
@@ -180,6 +199,9 @@ def _count(rows: list[int]) -> str:
     return "1 row" if len(rows) == 1 else f"{len(rows)} rows"
 
 
-def _percentiles(lengths: list[int]) -> dict[str, int]:
-    ordered = sorted(lengths) or [0]
-    return {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in (("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("max", 1.0))}
+def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
+    import numpy
+
+    ordered = numpy.sort(lengths) if len(lengths) else numpy.zeros(1, dtype=int)
+    shares = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
+    return {name: int(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for name, share in shares.items()}

@@ -7,6 +7,7 @@ import datetime
 import decimal
 import gzip
 import io
+import itertools
 import json
 import math
 import zlib
@@ -30,9 +31,11 @@ ROW_TYPES: dict[str, tuple[str, ...]] = {
     "conversation": ("messages",),
     "text": ("text",),
 }
-#: Where a row came from; formatters and trainers carry these columns along where they can.
-SOURCE_COLUMNS = ("_file", "_line")
+#: Where a row came from; formatters and trainers carry these columns along where they can. `_part` numbers the rows of a source that gives several.
+SOURCE_COLUMNS = ("_file", "_line", "_part")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+#: Characters of a .json file that are read at once.
+PIECE = 1 << 20
 
 
 def row_type(columns: Iterable[str]) -> str | None:
@@ -50,22 +53,40 @@ def read_dataset(reference: str, ledger: Ledger) -> Dataset:
     """
     path = Path(reference).expanduser()
     if not path.exists():
-        return _read_hub(reference)
-    files = _data_files(path)
-    rows: list[dict[str, Any]] = []
+        return _read_hub(reference, ledger)
+    files = data_files(path)
+    from ftx.columns import Rows
+
+    rows = Rows()
     for file in files:
         before = len(rows)
-        rows.extend(_read_file(file, ledger))
+        for row in _read_file(file, ledger):
+            rows.add(row)
         if len(rows) == before and not any(entry.file == str(file) for entry in ledger.entries):
             raise DataError(f"{file}: the file has no rows.", "Give a file with at least one row.")
-    if not rows:
+    if not len(rows):
         raise DataError(
             f"{path}: no row can be used; all {len(ledger.entries)} are in the ledger.", "Mend the file: its rows are not in a form that can be read."
         )
-    return to_dataset(rows)
+    return rows.dataset()
 
 
-def _data_files(path: Path) -> list[Path]:
+def read_rows(reference: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """The rows of `read_dataset` one by one, never all in memory. DataError where there is no row."""
+    path = Path(reference).expanduser()
+    if not path.exists():
+        yield from _read_hub(reference, ledger)
+        return
+    for file in data_files(path):
+        empty = True
+        for row in _read_file(file, ledger):
+            empty = False
+            yield row
+        if empty and not any(entry.file == str(file) for entry in ledger.entries):
+            raise DataError(f"{file}: the file has no rows.", "Give a file with at least one row.")
+
+
+def data_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(f for f in path.iterdir() if _suffix(f) in SUFFIXES and not f.name.startswith("."))
@@ -78,7 +99,7 @@ def _suffix(file: Path) -> str:
     return Path(file.stem).suffix.lower() if file.suffix.lower() == ".gz" else file.suffix.lower()
 
 
-def _read_hub(reference: str) -> Dataset:
+def _read_hub(reference: str, ledger: Ledger) -> Dataset:
     if reference.count("/") != 1 or reference.startswith((".", "/", "~")) or _suffix(Path(reference)) in SUFFIXES:
         raise DataError(f"{reference}: no such file or directory.", "Check the path, or give a dataset's hub id as owner/name.")
     import datasets
@@ -89,6 +110,7 @@ def _read_hub(reference: str) -> Dataset:
         raise DataError(
             f"{reference}: neither a file here nor a dataset on the hub ({first_line(error)}).", "Check the path or the id, and the network."
         ) from error
+    ledger.count(len(dataset))
     return dataset.add_column("_file", [reference] * len(dataset)).add_column("_line", list(range(1, len(dataset) + 1)))
 
 
@@ -98,26 +120,34 @@ def _read_file(file: Path, ledger: Ledger) -> Iterator[dict[str, Any]]:
     if suffix not in readers:
         raise DataError(f"{file}: cannot read a '{suffix or file.name}' file.", f"Use one of {', '.join(SUFFIXES)} (.gz is read too).")
     try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix.lower() == ".gz" else file.read_bytes()
+        last = 0
+        for begins, row in readers[suffix](file):
+            line = last = max(begins, last + 1)  # rows of a list may share a line: each has a number of its own
+            ledger.count()
+            problem = row if isinstance(row, str) else _fault(row)
+            if problem is None:
+                yield {**row, "_file": str(file), "_line": line}  # type: ignore[dict-item]
+            elif ledger.skip_bad_rows:
+                ledger.add(str(file), line, problem, "dropped")
+            else:
+                raise bad_row(str(file), line, problem)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({first_line(error)}).", "Check the file and its permissions.") from error
-    for line, row in readers[suffix](file, raw):
-        problem = row if isinstance(row, str) else _fault(row)
-        if problem is None:
-            yield {**row, "_file": str(file), "_line": line}  # type: ignore[dict-item]
-        elif ledger.skip_bad_rows:
-            ledger.add(str(file), line, problem, "dropped")
-        else:
-            raise bad_row(str(file), line, problem)
+
+
+def _open(file: Path) -> Any:
+    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def bad_row(file: str, line: int, problem: str) -> DataError:
     return DataError(f"{file}:{line}: {problem}.", "Mend the row, or drop such rows into the ledger with --skip-bad-rows.")
 
 
-def _decode(file: Path, raw: bytes) -> str:
+def _whole_text(file: Path) -> str:
+    with _open(file) as stream:
+        raw = stream.read()
     try:
-        return raw.decode("utf-8-sig")
+        return str(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{file}:{line}: not valid UTF-8.", "Save the file as UTF-8.") from error
@@ -127,21 +157,82 @@ def _object(value: Any) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else f"a row must be a JSON object, this is {_kind(value)}"
 
 
-def _json_lines(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for line, data in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not data.strip():
-            continue
-        try:
-            yield line, _object(json.loads(data.decode("utf-8")))
-        except UnicodeDecodeError:
-            yield line, "not valid UTF-8"
-        except (ValueError, RecursionError) as error:
-            yield line, f"not valid JSON ({_json_problem(error)})"
+def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    with _open(file) as stream:
+        for line, data in enumerate(stream, start=1):
+            data = (data.removeprefix(b"\xef\xbb\xbf") if line == 1 else data).removesuffix(b"\n")
+            if not data.strip():
+                continue
+            try:
+                yield line, _object(json.loads(data.decode("utf-8")))
+            except UnicodeDecodeError:
+                yield line, "not valid UTF-8"
+            except (ValueError, RecursionError) as error:
+                yield line, f"not valid JSON ({_json_problem(error)})"
 
 
-def _json_array(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """A list of objects; each row's line is where its object starts."""
-    text = _decode(file, raw)
+def _json_array(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """A list of objects; each row's line is where its object starts. Where the file is no such list, or ends otherwise,
+    it is read again as a whole by the parser that can tell what is wrong and where."""
+    with _open(file) as stream:
+        first = next((line for line in stream if line.strip()), b"")
+        more = any(line.strip() for line in stream) if first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else False
+    if more and _is_object(first):
+        yield from _json_lines(file)  # JSON lines under another name: a common habit
+        return
+    for given, row in enumerate(_json_pieces(file)):
+        if row is None:
+            yield from itertools.islice(_json_array_exactly(file), given, None)
+        else:
+            yield row
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _json_pieces(file: Path) -> Iterator[tuple[int, dict[str, Any] | str] | None]:
+    """The objects of a list, read a piece of the file at a time; None at the end where anything is not as it should be."""
+    decoder, text, at, line, counted, ended, expected = json.JSONDecoder(), "", 0, 1, 0, False, "["
+    with io.TextIOWrapper(_open(file), encoding="utf-8-sig", newline="") as stream:
+        while True:
+            at = _skip(text, at)
+            value, end = None, at
+            if at < len(text) and expected == "row" and text[at] != "]":
+                try:
+                    value, end = decoder.raw_decode(text, at)
+                except (ValueError, RecursionError):
+                    end = len(text)  # it may go on in the next piece
+            if end >= len(text):
+                if ended:
+                    break
+                line, counted = line + text.count("\n", counted, at), 0
+                try:
+                    piece = stream.read(max(PIECE, len(text) - at))
+                except UnicodeDecodeError:
+                    break
+                text, at, ended = text[at:] + piece, 0, not piece
+            elif expected == "end":
+                break
+            elif value is not None or (expected == "row" and text[at] != "]"):
+                line, counted = line + text.count("\n", counted, at), at
+                yield line, _object(value)
+                at, expected = end, ","
+            elif text[at] == "]" and expected != "[":
+                at, expected = at + 1, "end"
+            elif text[at] == expected:
+                at, expected = at + 1, "row"
+            else:
+                break
+    if expected != "end" or at < len(text):
+        yield None
+
+
+def _json_array_exactly(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    text = _whole_text(file)
     decoder, at = json.JSONDecoder(), _skip(text, 0)
     if at < len(text) and text[at] != "[":
         try:
@@ -149,7 +240,7 @@ def _json_array(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | 
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}:{_line_of(text, at, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file.") from error
         if _skip(text, end) < len(text) and isinstance(value, dict):
-            yield from _json_lines(file, raw)  # JSON lines under another name: a common habit
+            yield from _json_lines(file)
             return
         raise DataError(
             f"{file}: a .json data file must hold a list of rows, this holds {_kind(value)}.", "Wrap the rows in [ ], or write one row a line as .jsonl."
@@ -177,10 +268,11 @@ def _json_array(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | 
         raise DataError(f"{file}:{text.count(chr(10)) + 1}: not valid JSON (the list is not closed).", "Mend the file: it seems to be cut off.")
 
 
-def _csv_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Every cell is text, as it stands: no "NA" becomes a missing value, no "01" a number."""
     csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 128 KiB; long documents are fine
-    reader = csv.reader(io.StringIO(_decode(file, raw), newline=""), strict=True)
+    stream = io.TextIOWrapper(_open(file), encoding="utf-8-sig", newline="")
+    reader = csv.reader(stream, strict=True)
     try:
         header = next(reader, None)
         if header is None:
@@ -199,17 +291,25 @@ def _csv_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | st
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error}).", "Mend the file: quotes must be closed and doubled inside.") from error
+    except UnicodeDecodeError:
+        _whole_text(file)  # says where
+        raise
+    finally:
+        stream.close()
 
 
-def _parquet_rows(file: Path, raw: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
+        with _open(file) as stream:
+            number = itertools.count(1)
+            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    yield next(number), _as_json(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file}: not a Parquet file that can be read ({first_line(error)}).", "Write it again.") from error
-    yield from enumerate((_as_json(row) for row in rows), start=1)
 
 
 def _as_json(value: Any) -> Any:
@@ -223,40 +323,14 @@ def _as_json(value: Any) -> Any:
     return str(value) if isinstance(value, decimal.Decimal) else value
 
 
-def to_dataset(rows: list[dict[str, Any]]) -> Dataset:
+def to_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
     """Rows -> a Dataset with the union of their keys; nested or mixed columns are stored as JSON, key for key."""
-    from ftx.columns import dataset_of
+    from ftx.columns import Rows
 
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    values = {column: [row.get(column) for row in rows] for column in columns}
-    return dataset_of(values, {column: _feature(values[column]) for column in columns})
-
-
-def _feature(values: list[Any]) -> Any:
-    import datasets
-
-    from ftx.columns import ExactJson
-
-    given = [value for value in values if value is not None]
-    kinds = {type(value) for value in given}
-    for kind, dtype in ((str, "string"), (bool, "bool"), (float, "float64")):
-        if kinds == {kind}:
-            return datasets.Value(dtype)
-    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in given):
-        return datasets.Value("int64")
-    if kinds == {list} and _are_small_ints(item for value in given for item in value):
-        return datasets.List(datasets.Value("int32"))  # token ids and labels: JSON would be slow
-    return ExactJson() if kinds else datasets.Value("string")
-
-
-def _are_small_ints(items: Iterable[Any]) -> bool:
-    """True for at least one item, all of them whole numbers of 32 bits."""
-    found = False
-    for item in items:
-        if type(item) is not int or not -(2**31) <= item < 2**31:
-            return False
-        found = True
-    return found
+    made = Rows()
+    for row in rows:
+        made.add(row)
+    return made.dataset()
 
 
 def format_rows(dataset: Dataset, convert: Callable[[dict[str, Any]], Any], run: Run) -> Dataset:
@@ -266,23 +340,47 @@ def format_rows(dataset: Dataset, convert: Callable[[dict[str, Any]], Any], run:
     names file and line, or a ledger entry with `--skip-bad-rows`. The result keeps `_file` and `_line`. An empty list
     is a row that gave nothing: refused in the same way, because nothing is dropped in silence.
     """
-    made: list[dict[str, Any]] = []
-    for number, row in enumerate(dataset, start=1):
-        file, line = str(row.pop("_file", "row")), int(row.pop("_line", number))
-        try:
-            result = convert(row)
+
+    def each(rows: list[dict[str, Any]]) -> Iterator[Any]:
+        for row in rows:
+            try:
+                yield convert(row)
+            except RowError as error:
+                yield error
+
+    return format_batches(dataset, each, run)
+
+
+def format_batches(dataset: Dataset, convert: Callable[[list[dict[str, Any]]], Iterable[Any]], run: Run) -> Dataset:
+    """`format_rows` for a `convert` that takes many rows at once and gives the result of each, or its RowError."""
+    from ftx.columns import Rows, chunks
+
+    made, number = Rows(), 0
+    kept: set[tuple[str, int]] = set()  # sources of several rows: one that cannot be used drops the others not
+    lost: list[tuple[str, int, str]] = []
+    for rows in chunks(dataset):
+        places = [(str(row.pop("_file", "row")), int(row.pop("_line", at)), row.pop("_part", None)) for at, row in enumerate(rows, start=number + 1)]
+        number += len(rows)
+        for (file, line, part), result in zip(places, convert(rows), strict=True):
             results = result if isinstance(result, list) else [] if result is None else [result]
-            if not results:
-                raise RowError("the row gives nothing to train on")
-        except RowError as error:
-            if not run.ledger.skip_bad_rows:
+            error = result if isinstance(result, RowError) else None if results else RowError("the row gives nothing to train on")
+            if error is not None and not run.ledger.skip_bad_rows:
                 raise bad_row(file, line, str(error)) from error
-            run.ledger.add(file, line, str(error), "dropped")
-            continue
-        made.extend({**one, "_file": file, "_line": line} for one in results)
-    if not made:
+            if error is not None and part is None:
+                run.ledger.add(file, line, str(error), "dropped")
+            elif error is not None:
+                lost.append((file, line, str(error)))
+            else:
+                if part is not None:
+                    kept.add((file, line))
+                for at, one in enumerate(results):
+                    own = part if len(results) == 1 else at
+                    made.add({**one, "_file": file, "_line": line, **({} if own is None else {"_part": own})})
+    for file, line, reason in lost:
+        run.ledger.add(file, line, reason, "cut" if (file, line) in kept else "dropped")
+    if not len(made):
         raise DataError("the formatter used no row; all are in the ledger.", "Is it the right formatter? `ftx plugins` lists them.")
-    return to_dataset(made)
+    return made.dataset()
 
 
 def _fault(value: Any, field: str = "") -> str | None:

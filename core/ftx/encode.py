@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,21 +32,48 @@ class Encoded:
         return Encoded(self.input_ids[:max_length], self.labels[:max_length], self.cut + lost)
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text, and its supervised spans [start, end) in characters. `plain`: the tokenizer's own special tokens are
+    added, and the end token behind it counts."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    plain: bool = False
+
+
 def encode_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """One row of type prompt-completion, conversation or text.
 
     Message lists are rendered by the tokenizer's chat template; strings are tokenised as they stand, with the end token
     behind them. Raises RowError for a row that the template cannot render, ModelError if there is no template.
     """
+    return tokenised([render_row(row, tokenizer)], tokenizer)[0]
+
+
+def encode_rows(rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Encoded | RowError]:
+    """What `encode_row` makes of each row, or its RowError; the tokenizer gets all of them at once."""
+    rendered: list[Rendered | RowError] = []
+    for row in rows:
+        try:
+            rendered.append(render_row(row, tokenizer))
+        except RowError as error:
+            rendered.append(error)
+    encoded = iter(tokenised([one for one in rendered if isinstance(one, Rendered)], tokenizer))
+    return [next(encoded) if isinstance(one, Rendered) else one for one in rendered]
+
+
+def render_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """The first half of `encode_row`: everything but the tokens."""
     tools = row.get("tools") or None
     if row.get("messages") is not None:
-        return encode_messages(row["messages"], tokenizer, tools=tools)
+        return render_messages(row["messages"], tokenizer, tools=tools)
     if row.get("text") is not None:
-        return encode_text("", row["text"], tokenizer)
+        return render_text("", row["text"], tokenizer)
     if isinstance(row["prompt"], str) and isinstance(row["completion"], str):
-        return encode_text(row["prompt"], row["completion"], tokenizer)
+        return render_text(row["prompt"], row["completion"], tokenizer)
     prompt, completion = as_messages(row["prompt"], "user"), as_messages(row["completion"], "assistant")
-    return encode_messages(prompt + completion, tokenizer, first=len(prompt), tools=tools)
+    return render_messages(prompt + completion, tokenizer, first=len(prompt), tools=tools)
 
 
 def as_messages(part: str | Messages, role: str) -> Messages:
@@ -54,6 +82,16 @@ def as_messages(part: str | Messages, role: str) -> Messages:
 
 
 def encode_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, first: int = 0, tools: Any = None) -> Encoded:
+    """A conversation as `render_messages` has it, in tokens."""
+    return tokenised([render_messages(messages, tokenizer, first=first, tools=tools)], tokenizer)[0]
+
+
+def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Plain text as `render_text` has it, in tokens."""
+    return tokenised([render_text(prompt, completion, tokenizer)], tokenizer)[0]
+
+
+def render_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, first: int = 0, tools: Any = None) -> Rendered:
     """A conversation with every assistant turn from index `first` on supervised, its end-of-turn token included.
 
     What the template renders between the generation prompt and the end of the turn counts, the newline behind the end
@@ -73,7 +111,7 @@ def encode_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, f
         if not until.startswith(before) or not whole.startswith(until):
             raise RowError(f"the chat template renders message {index + 1} differently when more follows, so its answer cannot be found in the text")
         spans.append((len(before), len(until)))
-    return _mask(whole, spans, tokenizer, special=False)
+    return Rendered(whole, spans)
 
 
 def _opening(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -85,15 +123,11 @@ def _opening(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return text[: text.index(asking) + len(asking)]
 
 
-def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def render_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     """Plain text: the completion and the end token behind it are supervised."""
     if tokenizer.eos_token is None:
         raise ModelError("the tokenizer has no end-of-sequence token.", "Use a model whose tokenizer has one, or a chat formatter.")
-    whole = prompt + completion
-    encoded = _mask(whole, [(len(prompt), len(whole))], tokenizer, special=True)
-    if completion and encoded.input_ids and encoded.input_ids[-1] == tokenizer.eos_token_id:
-        return Encoded(encoded.input_ids, [*encoded.labels[:-1], tokenizer.eos_token_id])  # the tokenizer's own has no place in the text
-    return Encoded([*encoded.input_ids, tokenizer.eos_token_id], [*encoded.labels, tokenizer.eos_token_id])
+    return Rendered(prompt + completion, [(len(prompt), len(prompt) + len(completion))], plain=True)
 
 
 def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, tools: Any = None, generation_prompt: bool = False) -> str:
@@ -158,16 +192,37 @@ def _content(message: dict[str, Any]) -> str:
     return str(message.get("content") or "") + ("".join(_call_text(call) for call in calls) if calls else "")
 
 
-def _mask(whole: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Encoded:
-    """Tokenise once; a token is supervised when it reaches into a span (a token across a border belongs to the answer)."""
-    tokens = tokenizer(whole, add_special_tokens=special, return_offsets_mapping=True)
-    ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
+def tokenised(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Texts and spans -> token ids and labels, each text tokenised once, those of a kind together."""
+    done: dict[int, Encoded] = {}
+    for plain in (False, True):
+        numbers = [number for number, one in enumerate(rendered) if one.plain is plain]
+        if not numbers:
+            continue
+        tokens = tokenizer([rendered[number].text for number in numbers], add_special_tokens=plain, return_offsets_mapping=True)
+        for number, ids, offsets in zip(numbers, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+            one = rendered[number]
+            encoded = Encoded(ids, _labels(ids, offsets, one.spans))
+            done[number] = _ended(encoded, one, tokenizer) if plain else encoded
+    return [done[number] for number in range(len(rendered))]
+
+
+def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+    """A token is supervised when it reaches into a span (a token across a border belongs to the answer)."""
     labels = [IGNORE] * len(ids)
     for start, end in spans:
         for position, (token_start, token_end) in enumerate(offsets):
             if token_end > start and token_start < end and token_end > token_start:
                 labels[position] = ids[position]
-    return Encoded(list(ids), labels)
+    return labels
+
+
+def _ended(encoded: Encoded, rendered: Rendered, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Plain text with its end token."""
+    start, end = rendered.spans[0]
+    if end > start and encoded.input_ids and encoded.input_ids[-1] == tokenizer.eos_token_id:
+        return Encoded(encoded.input_ids, [*encoded.labels[:-1], tokenizer.eos_token_id])  # the tokenizer's own has no place in the text
+    return Encoded([*encoded.input_ids, tokenizer.eos_token_id], [*encoded.labels, tokenizer.eos_token_id])
 
 
 def _for_template(messages: Messages, tools: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Messages, Any]:

@@ -90,18 +90,31 @@ def read_questions(hooks: Hooks, run: Run) -> Dataset | None:
     assert run.directory is not None
     rows = hooks.call("format_dataset", dataset=read_dataset(run.recipe.eval_data, run.ledger), run=run)
     dropped = {(e["file"], e["line"]) for e in read_lines(run.directory / "ledger.jsonl") if e["action"] == "dropped"}
-    if not dropped or "_line" not in rows.column_names:
+    if not dropped or not _have_sources(rows):
         return rows
-    return rows.select([i for i, source in enumerate(zip(rows["_file"], rows["_line"], strict=True)) if source not in dropped])
+    from ftx import columns
+
+    files: list[str] = []
+    came = columns.sources(rows, files)
+    numbers = [number for number, key in enumerate(came) if columns.source(key, files) in dropped]
+    return columns.without(rows, numbers) if numbers else rows
 
 
 def check_rows(before: Dataset, after: Dataset, who: str, hooks: Hooks, run: Run) -> None:
     """Nothing is dropped without a ledger entry: every source row is used or in the ledger, and none is invented."""
-    if "_line" in before.column_names and "_line" in after.column_names:
-        came, used = (set(zip(d["_file"], d["_line"], strict=True)) for d in (before, after))
-        lost, invented = came - used - run.ledger.dropped(), used - came
+    if _have_sources(before, after):
+        import numpy
+
+        from ftx import columns
+
+        files: list[str] = []
+        came, used = (numpy.unique(columns.sources(d, files)) for d in (before, after))
+        lost, invented = numpy.setdiff1d(came, used, assume_unique=True), numpy.setdiff1d(used, came, assume_unique=True)
+        if len(lost):
+            dropped = run.ledger.dropped()
+            lost = numpy.array([key for key in lost if columns.source(key, files) not in dropped], dtype=numpy.int64)
         count = len(lost) or len(invented)
-        where = ":".join(str(part) for part in min(lost or invented, default=("", "")))
+        where = "{}:{}".format(*min(columns.source(key, files) for key in (lost if len(lost) else invented))) if count else ""
     else:
         count, where = abs(len(before) - len(after)) if who == "trainer" else max(0, len(before) - len(after)), "unknown lines"
     if count:
@@ -114,9 +127,17 @@ def check_rows(before: Dataset, after: Dataset, who: str, hooks: Hooks, run: Run
 
 def _matching(rows: Dataset, tokens: Dataset, kept: Dataset) -> Dataset:
     """The formatted rows behind the encoded ones that are kept."""
-    if "_line" not in rows.column_names or "_line" not in kept.column_names:
+    if not _have_sources(rows, kept):
         return rows
-    used = set(zip(kept["_file"], kept["_line"], strict=True))
-    if len(used) == len(set(zip(rows["_file"], rows["_line"], strict=True))):
-        return rows
-    return rows.select([i for i, source in enumerate(zip(rows["_file"], rows["_line"], strict=True)) if source in used])
+    import numpy
+
+    from ftx import columns
+
+    files: list[str] = []
+    used, came = columns.sources(kept, files), columns.sources(rows, files)
+    mask = numpy.isin(came, used)
+    return rows if mask.all() else columns.kept(rows, mask)
+
+
+def _have_sources(*datasets: Dataset) -> bool:
+    return all({"_file", "_line"} <= set(one.column_names) for one in datasets)

@@ -8,10 +8,13 @@ from ftx import RowError, hookimpl, option, plugin
 from ftx_sft_options import Training
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from ftx import Run
+    from ftx.encode import Encoded
 
 #: TRL's loss types (trl/trainer/dpo_trainer.py, 1.16).
 LOSSES = tuple("sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft sigmoid_norm".split())
@@ -64,19 +67,18 @@ class DPO(Training):
     def encode_dataset(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Run) -> Dataset:
         """`chosen_` and `rejected_` `input_ids` and `labels` of each pair, cut to max_length; `cut` counts the supervised
         tokens that this loses."""
-        from ftx import format_rows
-        from ftx.encode import encode_row
+        from ftx.data import format_batches
+        from ftx.encode import encode_rows
 
-        def encode(row: dict[str, Any]) -> dict[str, Any]:
-            if row.get("prompt") is None:
-                row = split_prompt(row)
-            pair = {}
-            for side in ("chosen", "rejected"):
-                encoded = encode_row({**row, "completion": row[side]}, tokenizer).truncated(self.max_length)
-                pair |= {f"{side}_input_ids": encoded.input_ids, f"{side}_labels": encoded.labels, "cut": pair.get("cut", 0) + encoded.cut}
-            return pair
+        def encode(rows: list[dict[str, Any]]) -> Iterator[Any]:
+            pairs = [_sides(row) for row in rows]
+            encoded = iter(encode_rows([row for pair in pairs if not isinstance(pair, RowError) for row in pair], tokenizer))
+            for pair in pairs:
+                sides = [pair] if isinstance(pair, RowError) else [next(encoded), next(encoded)]
+                fault = next((one for one in sides if isinstance(one, RowError)), None)
+                yield fault or joined(*(one.truncated(self.max_length) for one in sides))
 
-        return format_rows(dataset, encode, run)
+        return format_batches(dataset, encode, run)
 
     @hookimpl
     def make_trainer(
@@ -91,6 +93,22 @@ class DPO(Training):
         from ftx_dpo_trainer import make_trainer
 
         return make_trainer(self, model, tokenizer, train_dataset, eval_dataset, callbacks, run)
+
+
+def _sides(row: dict[str, Any]) -> list[dict[str, Any]] | RowError:
+    """A pair as two rows of type prompt-completion, or why it is none."""
+    try:
+        row = split_prompt(row) if row.get("prompt") is None else row
+    except RowError as error:
+        return error
+    return [{**row, "completion": row[side]} for side in ("chosen", "rejected")]
+
+
+def joined(chosen: Encoded, rejected: Encoded) -> dict[str, Any]:
+    """Two encoded answers as one row."""
+    sides = {"chosen": chosen, "rejected": rejected}
+    columns = {f"{name}_{what}": getattr(one, what) for name, one in sides.items() for what in ("input_ids", "labels")}
+    return {**columns, "cut": chosen.cut + rejected.cut}
 
 
 def split_prompt(row: dict[str, Any]) -> dict[str, Any]:

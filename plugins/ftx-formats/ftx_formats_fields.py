@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -109,10 +110,11 @@ def say_unused(dataset: Dataset, run: Run, formatter: str, used: Iterable[str | 
 
 def format_noted(dataset: Dataset, convert: Callable[[dict[str, Any], Note], Any], run: Run) -> Dataset:
     """`ftx.format_rows` for a `convert(row, note)`: each reason given to `note` becomes a `repaired` entry of the row's ledger."""
-    count = len(dataset)
-    files = list(dataset["_file"]) if "_file" in dataset.column_names else ["row"] * count
-    lines = list(dataset["_line"]) if "_line" in dataset.column_names else range(1, count + 1)
-    sources = zip(files, lines, strict=True)  # format_rows converts every row once, in order
+    from ftx.columns import chunks
+
+    sources: Iterator[tuple[str, int]] = (("row", number) for number in itertools.count(1))  # format_rows converts every row once, in order
+    if {"_file", "_line"} <= set(dataset.column_names):
+        sources = ((row["_file"], row["_line"]) for rows in chunks(dataset.select_columns(["_file", "_line"])) for row in rows)
 
     def noted(row: dict[str, Any]) -> Any:
         file, line = next(sources)

@@ -8,6 +8,8 @@ from ftx import hookimpl, option, plugin
 from ftx_sft_options import Training
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -31,14 +33,18 @@ class SFT(Training):
     @hookimpl
     def encode_dataset(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Run) -> Dataset:
         """`input_ids` and `labels` of each row, cut to max_length; `cut` counts the supervised tokens that this loses."""
-        from ftx import format_rows
-        from ftx.encode import encode_row
+        from ftx.data import format_batches
+        from ftx.encode import Encoded, encode_rows
 
-        def encode(row: dict[str, Any]) -> dict[str, Any]:
-            encoded = encode_row(row, tokenizer).truncated(self.max_length)
-            return {"input_ids": encoded.input_ids, "labels": encoded.labels, "cut": encoded.cut}
+        def encode(rows: list[dict[str, Any]]) -> Iterator[Any]:
+            for one in encode_rows(rows, tokenizer):
+                if isinstance(one, Encoded):
+                    kept = one.truncated(self.max_length)
+                    yield {"input_ids": kept.input_ids, "labels": kept.labels, "cut": kept.cut}
+                else:
+                    yield one
 
-        return format_rows(dataset, encode, run)
+        return format_batches(dataset, encode, run)
 
     @hookimpl
     def make_trainer(

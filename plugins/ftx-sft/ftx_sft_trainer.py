@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, List, Value
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from ftx.columns import lengths
 from ftx.encode import IGNORE
 from ftx.errors import RunError
 from ftx_fast import parts_of
@@ -53,7 +56,7 @@ def make_trainer(
 
 def longest(dataset: Dataset, options: SFT) -> int:
     """Tokens of the longest sequence of a batch."""
-    return options.max_length if options.packing and options.max_length else max(len(ids) for ids in dataset["input_ids"])
+    return options.max_length if options.packing and options.max_length else int(lengths(dataset, "input_ids").max())
 
 
 def numbered(encoded: Dataset, pack_length: int | None = None) -> Dataset:
@@ -62,10 +65,10 @@ def numbered(encoded: Dataset, pack_length: int | None = None) -> Dataset:
     Packed, best fit decreasing, it has as many rows as there are packs, and `seq_lengths`.
     """
     tokens = encoded.select_columns(["input_ids", "labels"])
-    lengths = [1] * len(tokens) if pack_length is None else [len(ids) for ids in tokens["input_ids"]]
-    rows = [[number] * length for number, length in enumerate(lengths)]
-    column = Dataset.from_dict({"rows": rows}, features=Features({"rows": List(Value("int32"))}))
-    tokens = tokens.add_column("rows", column.data.column("rows"), feature=column.features["rows"])
+    counts = np.ones(len(tokens), dtype=np.int64) if pack_length is None else lengths(tokens, "input_ids")
+    offsets = pa.array(np.concatenate([[0], counts.cumsum()]).astype(np.int32))
+    rows = pa.ListArray.from_arrays(offsets, pa.array(np.repeat(np.arange(len(tokens), dtype=np.int32), counts)))
+    tokens = tokens.add_column("rows", pa.chunked_array([rows]), feature=List(Value("int32")))
     return tokens if pack_length is None else pack_dataset(tokens, pack_length, strategy="bfd")
 
 
