@@ -44,7 +44,7 @@ class Generate:
         ids = [self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"] or [start] for text, prompt in zip(texts, prompts, strict=True)]
         answers = [""] * len(texts)
         done = 0
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for batch in _batches(ids, max_new_tokens):
                 seeds = [_item_seed(seed, texts[i]) for i in batch] if temperature else None
                 for i, answer in zip(batch, self._batch([ids[i] for i in batch], max_new_tokens, temperature, seeds, list(stop)), strict=True):
@@ -124,7 +124,7 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Any:
+def evaluating(model: Any) -> Any:
     """Eval mode with the KV cache on and without the checkpoint's own generation settings (penalties, beams, forced
     tokens), which would bend the measurement; the model as it was afterwards."""
     from transformers import GenerationConfig

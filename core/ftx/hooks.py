@@ -21,6 +21,7 @@ OWN_HOOKS = {
     "adapter": ("adapt_model", "save_adapted", "load_adapted"),
     "trainer": ("encode_dataset", "make_trainer"),
     "evaluator": ("evaluate_model",),
+    "exporter": ("export_model",),
 }
 
 

