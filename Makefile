@@ -8,7 +8,7 @@ OTHER := $(patsubst %/,%,$(sort $(dir $(wildcard contrib/*/pyproject.toml))))
 # Always all of ours in one command: pip takes each from its directory and asks the index for none of them.
 LOCAL := $(foreach directory,$(OURS),-e ./$(directory))
 
-.PHONY: demo install test full lint bench wheels clean
+.PHONY: demo install test full lint bench docs wheels clean
 
 demo: install
 	$(BIN)/ftx run examples/recipes/quickstart.yaml
@@ -29,11 +29,14 @@ lint: $(VENV)/.ftx-testable
 bench: $(VENV)/.ftx-testable
 	$(BIN)/python tests/benchmarks/run.py
 
+docs: $(VENV)/.ftx-testable
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 wheels: install
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist $(addprefix ./,$(OURS) $(OTHER))
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) dist site
 
 $(BIN)/pip:
 	@for python in $(PYTHON) python3.11 python3 python3.12 python3.13; do \

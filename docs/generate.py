@@ -50,6 +50,15 @@ Errors, and with `--json` everything but the result, go to standard error. `pyth
 """
 
 
+GALLERY = """# Gallery of plugins
+"""
+GALLERY_END = """## Yours
+
+`ftx plugins new STAGE NAME` writes an installable distribution of two files with its exam; [writing a plugin](writing-a-plugin.md) goes on from
+there. One that is installed is found: there is no list to be put on.
+"""
+
+
 def official() -> list[tuple[str, str, str]]:
     """(stage, name, distribution) of every plugin and command under plugins/, in the order of the stages, commands last."""
     found = []
@@ -129,6 +138,34 @@ def listing() -> str:
     return result.output
 
 
+def gallery_page() -> str:
+    """Every distribution of the repository, official and contrib, with what it brings."""
+    ours = {}
+    for file in sorted(REPO.glob("*/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text("utf-8"))["project"]
+        ours[project["name"]] = (file.parent.relative_to(REPO), project)
+
+    def needed(name: str) -> list[str]:
+        """The directories of a distribution and of all of ours that it requires, its own last."""
+        folder, project = ours[name]
+        others = [word for line in project["dependencies"] if (word := re.split(r"[<>=\[ ]", line)[0]) in ours]
+        return list(dict.fromkeys([one for other in others for one in needed(other)] + [f"./{folder}"]))
+
+    parts = [GALLERY]
+    for title, words, parent in (
+        ("Official", "Installed together by `ftx-suite`.", "plugins"),
+        ("Contrib", "Same shape and tested, but no promise.", "contrib"),
+    ):
+        rows = []
+        for name, (folder, project) in ours.items():
+            if folder.parts[0] == parent:
+                groups = project.get("entry-points", {}).items()
+                brings = [f"{group.removeprefix('ftx.')} {', '.join(f'`{point}`' for point in points)}" for group, points in groups]
+                rows.append((f"`{name}`", "; ".join(brings) or "used by others", project["description"], f"`pip install ./core {' '.join(needed(name))}`"))
+        parts += [f"## {title}\n\n{words}\n", "\n".join(table(("distribution", "brings", "what it is", "install it alone"), rows)), ""]
+    return "\n".join([*parts, GALLERY_END])
+
+
 # ---- marked parts --------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +219,7 @@ def generated() -> dict[Path, str]:
     return {
         REPO / "docs" / "options.md": options_page(catalogue),
         REPO / "docs" / "commands.md": commands_page(),
+        REPO / "docs" / "gallery.md": gallery_page(),
         hooks: filled(hooks.read_text("utf-8"), "hooks", hooks_part(catalogue)),
         readme: filled(readme.read_text("utf-8"), "plugins", plugins_part(catalogue)),
     }
