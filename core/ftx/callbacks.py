@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -14,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from ftx.run import Run, RunDir, read_lines, write_lines, write_text
+from ftx.checkpoints import mark, prune, sync
+from ftx.run import Run, read_lines
 
 if TYPE_CHECKING:
     from ftx.console import Console
 
-#: In every checkpoint that is whole; written last.
-MARKER = "ftx-complete.json"
 COUNTS = ("tokens", "supervised_tokens")
 
 
@@ -91,18 +88,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = self.directory.checkpoints / f"checkpoint-{state.global_step}"
-        if not checkpoint.is_dir():
+        if not state.is_world_process_zero or not checkpoint.is_dir():
             return
-        files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != MARKER)
-        for file in files:
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
-        write_text(checkpoint / MARKER, json.dumps({str(file.relative_to(checkpoint)): file.stat().st_size for file in files}))
-        whole = whole_checkpoints(self.directory)
-        best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
-        for old in whole[: -self.keep] if self.keep else []:
-            if old.name != best:
-                shutil.rmtree(old)
+        if self.directory.metrics.exists():
+            sync(self.directory.metrics)
+        mark(checkpoint)
+        if self.keep:
+            prune(self.directory, self.keep, Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None)
 
 
 class Interrupt(TrainerCallback):  # type: ignore[misc]
@@ -127,33 +119,6 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
     def restore(self) -> None:
         if hasattr(self, "previous"):
             signal.signal(signal.SIGINT, self.previous)
-
-
-def whole_checkpoints(directory: RunDir) -> list[Path]:
-    """The checkpoints that count, oldest first: marked, and every file there with the size that was marked."""
-    found = []
-    for marker in directory.checkpoints.glob(f"checkpoint-*/{MARKER}"):
-        sizes = json.loads(marker.read_text("utf-8"))
-        if all((marker.parent / name).is_file() and (marker.parent / name).stat().st_size == size for name, size in sizes.items()):
-            found.append(marker.parent)
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
-
-
-def rewind(directory: RunDir) -> Path | None:
-    """Go back to the newest whole checkpoint: what came behind it (broken checkpoints, metrics) is taken away."""
-    whole = whole_checkpoints(directory)
-    for checkpoint in directory.checkpoints.glob("checkpoint-*"):
-        if checkpoint not in whole:
-            shutil.rmtree(checkpoint)
-    step = step_of(whole[-1]) if whole else 0
-    if directory.metrics.exists():
-        lines = [json.loads(line) for line in directory.metrics.read_text("utf-8").splitlines() if line.endswith("}")]
-        write_lines(directory.metrics, [line for line in lines if line["step"] <= step])
-    return whole[-1] if whole else None
 
 
 def peak_memory() -> int:

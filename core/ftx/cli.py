@@ -13,6 +13,8 @@ from ftx import __version__
 COMMANDS = {
     "run": "Fine-tune: resolve, check, train, evaluate base and tuned.",
     "resume": "Go on with a run that was interrupted.",
+    "rerun": "Repeat a run into a new directory, and say whether the result is equal.",
+    "compare": "Show what differs between runs in recipe, versions, data and scores.",
     "eval": "Evaluate a finished run again, base and tuned.",
     "report": "Write and open the page of a run, or one that compares several.",
     "plugins": "List, describe, scaffold and examine plugins.",

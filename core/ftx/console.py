@@ -7,10 +7,19 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from ftx.errors import printable
+
 if TYPE_CHECKING:
     from ftx.run import Score
 
 log = logging.getLogger("ftx")
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines for log.txt: text from data, or a library's message that quotes it, gives no escape sequence to who prints the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class Console:
@@ -25,7 +34,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line for the person, and for log.txt. Text from data cannot move the cursor or recolour the terminal."""
-        clean = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+        clean = printable(str(text))
         log.info("%s", clean)
         if not self.quiet:
             (self._live.console if self._live else self.rich).print(clean)
@@ -45,7 +54,7 @@ class Console:
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(printable(cell) for cell in row))
         self.rich.print(table, width=min(80, self.rich.width))
 
 

@@ -64,6 +64,12 @@ class RowError(ValueError):
     """Raised by a formatter for a row that does not fit; the core adds file and line."""
 
 
+def printable(text: str) -> str:
+    """Text that cannot move the cursor, recolour a terminal or turn the reading direction: what is not printable, but for
+    line ends and tabs, becomes a replacement character."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,28 +7,36 @@ import importlib.metadata as metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 from ftx import __version__, models
-from ftx.catalogue import Catalogue
+from ftx.catalogue import Catalogue, Entry
+from ftx.recipe import to_yaml
 from ftx.run import Run, RunDir
 
-LIBRARIES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "peft", "trl", "bitsandbytes", "safetensors")
+LIBRARIES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors", "numpy")
 
 
 def write_manifest(directory: RunDir, run: Run, catalogue: Catalogue) -> None:
     """Write (or write again, with what came to be known) the manifest of a run."""
-    plugins = {}
-    for stage, choice in run.recipe.choices():
-        entry = catalogue.find(stage, choice.name)
-        plugins[f"{stage}:{choice.name}"] = {"distribution": entry.distribution, "version": entry.version, "class": entry.value}
-    content = {
+    directory.write_json("manifest.json", manifest_of(run, catalogue))
+
+
+def manifest_of(run: Run, catalogue: Catalogue) -> dict[str, Any]:
+    """What the run is made of here and now, and its notes."""
+    entries = {f"{stage}:{choice.name}": catalogue.find(stage, choice.name) for stage, choice in run.recipe.choices()}
+    names = {*LIBRARIES, *(name for entry in entries.values() for name in _requirements(entry))}
+    return {
         "ftx": __version__,
-        "plugins": plugins,
-        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "recipe": sha256(written) if (written := run.directory and run.directory.recipe) and written.exists() else _digest(to_yaml(run.recipe)),
+        "plugins": {key: _about(entry) for key, entry in entries.items()},
+        "libraries": {name: version for name in sorted(names) if (version := _version(name))},
         "python": platform.python_version(),
-        "model": {"reference": run.model, "fingerprint": models.fingerprint(run.model_path)},
+        "model": {"reference": run.model, "revision": models.revision(run.model_path), "fingerprint": models.fingerprint(run.model_path)},
         "data": {name: data_fingerprint(reference) for name in ("data", "eval_data") if (reference := getattr(run.recipe, name))},
         "seed": run.seed,
         "dtype": str(run.dtype).removeprefix("torch."),
@@ -37,7 +45,6 @@ def write_manifest(directory: RunDir, run: Run, catalogue: Catalogue) -> None:
         "git_revision": git_revision(),
         **run.notes,
     }
-    directory.write_json("manifest.json", content)
 
 
 def data_fingerprint(reference: str) -> dict[str, Any]:
@@ -46,7 +53,21 @@ def data_fingerprint(reference: str) -> dict[str, Any]:
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file()) if path.is_dir() else []
     if not files:
         return {"hub": reference}
-    return {"files": {str(file.absolute()): {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files}}
+    return {"files": {str(file.absolute()): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}}
+
+
+def weights_of(model: Path) -> dict[str, str]:
+    """File -> sha256 of all weights in a run's model/."""
+    return {file.relative_to(model).as_posix(): sha256(file) for file in sorted(model.rglob("*.safetensors"))}
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hardware() -> dict[str, Any]:
@@ -65,6 +86,26 @@ def git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _about(entry: Entry) -> dict[str, str]:
+    """A plugin's distribution, version and class; one that is not packaged has no version, so its file stands for it."""
+    about = {"distribution": entry.distribution, "version": entry.version, "class": entry.value}
+    source = getattr(sys.modules.get(entry.value.partition(":")[0]), "__file__", None)
+    return about if entry.version or not source else {**about, "sha256": sha256(Path(source))}
+
+
+def _requirements(entry: Entry) -> list[str]:
+    """The distributions that a plugin's own one requires: what it computes with."""
+    names = []
+    for line in (entry.point.dist.requires or []) if entry.point.dist else []:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if (not requirement.marker or requirement.marker.evaluate({"extra": ""})) and requirement.name != "ftx-core":
+            names.append(requirement.name)
+    return names
 
 
 def _version(name: str) -> str | None:

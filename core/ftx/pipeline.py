@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from ftx import models
 from ftx.catalogue import Catalogue
-from ftx.console import Console, score_table
+from ftx.checkpoints import sync
+from ftx.console import Console, PlainFormatter, score_table
+from ftx.drift import heed_drift
 from ftx.errors import REFUSED, FtxError, Interrupted, PluginError, RecipeError, RunError, first_line
 from ftx.evaluate import compare_phases, evaluate_phase
 from ftx.generate import Generate
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
-from ftx.manifest import write_manifest
+from ftx.lock import LOCK, locked
+from ftx.manifest import weights_of, write_manifest
 from ftx.prepare import Split, check_row_types, prepare
 from ftx.recipe import Recipe, resolve, to_yaml
 from ftx.run import Run, RunDir, Score, write_lines, write_text
@@ -45,7 +48,9 @@ class Outcome:
         return {"run": str(self.directory), "scores": [score.as_dict() for score in self.scores], **self.notes}
 
 
-def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str | None = None, resume: RunDir | None = None) -> Outcome:
+def train(
+    recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str | None = None, resume: RunDir | None = None, accept_drift: bool = False
+) -> Outcome:
     """Run a recipe into a new directory (`output`), or go on with one (`resume`). Raises FtxError of every kind."""
     wanted = [choice.name for choice in recipe.observers]
     recipe, hooks = resolve(recipe, catalogue)
@@ -53,18 +58,20 @@ def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str
     directory = resume or new_directory(output, recipe)
     run = begin(recipe, hooks, console)
     preflight(hooks, run)
+    if resume is not None:
+        heed_drift(resume, run, catalogue, accept=accept_drift)
     if left_out := [name for name in wanted if name not in [choice.name for choice in recipe.observers]]:
         console.say(f"not installed, so the run goes without: observer {', '.join(left_out)}")
 
     tokenizer = models.load_tokenizer(run.model_path)
     splits, report = prepare(hooks, tokenizer, run)
 
-    with writing(directory, hooks, run, fresh=resume is None):
+    with locked(directory, make=resume is None), writing(directory, hooks, run, fresh=resume is None):
+        write_manifest(directory, run, catalogue)
+        directory.write_json("audit.json", report)
+        write_lines(directory / "ledger.jsonl", run.ledger.as_rows())
         if resume is None:
-            write_text(directory.recipe, to_yaml(recipe))
-            write_manifest(directory, run, catalogue)
-            directory.write_json("audit.json", report)
-            write_lines(directory / "ledger.jsonl", run.ledger.as_rows())
+            write_text(directory.recipe, to_yaml(recipe))  # last: a directory with a recipe has all of these
         hooks.hook.run_started(run=run)
         for name, split in splits.items():
             hooks.hook.dataset_encoded(dataset=split.tokens, split=name, run=run)
@@ -88,7 +95,7 @@ def train(recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str
         scores += tuned + changes
         failed |= failed_tuned | failed_changes
         write_scores(directory, scores)
-        run.notes["finished"] = True
+        run.notes |= {"weights": weights_of(directory.model), "finished": True}
         write_manifest(directory, run, catalogue)
         hooks.hook.run_finished(run=run, scores=scores)
 
@@ -161,7 +168,8 @@ def new_directory(output: str | None, recipe: Recipe) -> RunDir:
     directory = RunDir(Path(output).expanduser())
     if directory.recipe.exists():
         raise RecipeError(f"{directory} holds another run.", f"Give another --output, or go on with it: ftx resume {output}")
-    if directory.path.exists() and (not directory.path.is_dir() or any(directory.path.iterdir())):
+    stopped = (directory / LOCK).exists()  # a run that ended here before its recipe was written, or one that is at work: then the lock refuses
+    if directory.path.exists() and not stopped and (not directory.path.is_dir() or any(directory.path.iterdir())):
         raise RecipeError(f"{directory} exists and is not an empty directory.", "Give another --output.")
     parent = next(p for p in [directory.path, *directory.path.parents] if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -177,14 +185,16 @@ def new_directory(output: str | None, recipe: Recipe) -> RunDir:
 @contextlib.contextmanager
 def writing(directory: RunDir, hooks: Hooks, run: Run, *, fresh: bool) -> Iterator[None]:
     """The run directory while it is written: log.txt, `run_failed`, and what an exception means for it."""
-    existed = directory.path.exists()
+    if fresh and directory.recipe.exists():  # another process began and ended here since the directory was looked at
+        raise RecipeError(f"{directory} holds another run.", f"Give another --output, or go on with it: ftx resume {directory}")
     try:
+        clear(directory, temporary_only=True)
         directory.checkpoints.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(directory / "log.txt", encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"{directory} cannot be written ({error.strerror}).", "Give another --output.") from error
+        raise RecipeError(f"{directory} cannot be written ({error.strerror}).", "Give another --output." if fresh else "Make it writable.") from error
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported once, by the run
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     logging.getLogger("ftx").setLevel(logging.INFO)
@@ -200,9 +210,7 @@ def writing(directory: RunDir, hooks: Hooks, run: Run, *, fresh: bool) -> Iterat
                 log.exception("%s: run_failed raised", key)
         if refused:
             handler.close()
-            shutil.rmtree(directory.path, ignore_errors=True)
-            if existed:
-                directory.path.mkdir(exist_ok=True)
+            clear(directory)
             raise
         log.error("the run ended early", exc_info=error)
         raise _as_run_error(error, directory) from error
@@ -210,6 +218,16 @@ def writing(directory: RunDir, hooks: Hooks, run: Run, *, fresh: bool) -> Iterat
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()
+
+
+def clear(directory: RunDir, *, temporary_only: bool = False) -> None:
+    """Delete what lies in a run directory, or only what a killed process left half written; never the lock."""
+    found = [*directory.path.glob(".*.tmp"), *directory.path.glob("eval/*/.*.tmp")] if temporary_only else list(directory.path.iterdir())
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=not temporary_only)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
 
 
 def _as_run_error(error: BaseException, directory: RunDir) -> BaseException:
@@ -256,14 +274,16 @@ def base_scores(hooks: Hooks, model: Any, tokenizer: Any, questions: Dataset | N
 
 def fit(hooks: Hooks, model: Any, tokenizer: Any, splits: dict[str, Split], run: Run, console: Console, resume: RunDir | None) -> Any:
     """Train; the trained model."""
-    from ftx.callbacks import Checkpoints, Interrupt, Metrics, rewind, step_of
+    from ftx.callbacks import Checkpoints, Interrupt, Metrics
+    from ftx.checkpoints import rewind, step_of
+    from ftx.watch import Watch
 
     assert run.directory is not None
-    checkpoint = rewind(run.directory)
+    checkpoint = rewind(run.directory, console.say)
     if resume is not None:
         console.say(f"Going on from step {step_of(checkpoint)}." if checkpoint else "There was no checkpoint: starting over.")
     interrupt = Interrupt(console)
-    callbacks = [interrupt, Metrics(run, console), Checkpoints(run)]
+    callbacks = [interrupt, Metrics(run, console), Watch(run), Checkpoints(run)]
     for _, more in hooks.each("trainer_callbacks", run=run):
         callbacks += more or []
     evaluation = splits["eval"].tokens if "eval" in splits else None
@@ -292,8 +312,11 @@ def save_model(hooks: Hooks, model: Any, tokenizer: Any, run: Run) -> None:
         if pickles or not any(temporary.rglob("*.safetensors")):
             author = next(key.partition(":")[2] for key, _ in hooks.list_name_plugin() if key.startswith("adapter:"))
             raise PluginError(f"adapter '{author}' saved {', '.join(pickles) or 'no safetensors'}.", "save_adapted must write safetensors and no pickle.")
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
         shutil.rmtree(run.directory.model, ignore_errors=True)
         os.replace(temporary, run.directory.model)
+        sync(run.directory.path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -9,9 +9,13 @@ from ftx.commands.common import answering, output_options
 
 @click.command("resume")
 @click.argument("run")
+@click.option("--accept-drift", is_flag=True, help="Go on although data, model, plugins or libraries have changed; the manifest records it.")
 @output_options
-def command(run: str, quiet: bool, as_json: bool, traceback: bool) -> None:
-    """Go on with RUN from its newest whole checkpoint, to the same result as if it had never stopped."""
+def command(run: str, accept_drift: bool, quiet: bool, as_json: bool, traceback: bool) -> None:
+    """Go on with RUN from its newest whole checkpoint, to the same result as if it had never stopped.
+
+    Refused where the run was made of something else than what is here now (see --accept-drift).
+    """
     with answering(as_json=as_json, traceback=traceback) as result:
         from ftx import pipeline
         from ftx.catalogue import Catalogue
@@ -25,5 +29,5 @@ def command(run: str, quiet: bool, as_json: bool, traceback: bool) -> None:
             console.say(f"{directory} is finished: there is nothing to go on with.")
             result.content = {"run": str(directory), "scores": directory.read_json("scores.json", [])}
             return
-        outcome = pipeline.train(recipe, catalogue=Catalogue(), console=console, resume=directory)
+        outcome = pipeline.train(recipe, catalogue=Catalogue(), console=console, resume=directory, accept_drift=accept_drift)
         result.content = outcome.as_dict()

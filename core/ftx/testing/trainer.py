@@ -79,7 +79,7 @@ class TrainerContract(Contract):
     def test_resume_is_never_having_stopped(self, given: dict[str, Any], tmp_path: Path) -> None:
         """A run that Ctrl-C ends behind the fourth of five steps, in its second epoch, and that is resumed saves the same
         weights, to the bit, as one that was never stopped."""
-        from ftx.callbacks import step_of, whole_checkpoints
+        from ftx.checkpoints import step_of, whole_checkpoints
 
         observers = (Choice("ftx.testing.own:CtrlC", {"after": 3}),)
         whole, stopped = tmp_path / "whole", tmp_path / "stopped"
