@@ -272,6 +272,11 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_conf
     return model
 
 
+def revision(path: Path) -> str | None:
+    """The commit of the hub that a model directory was fetched at, or None: it lies in the hub's cache as snapshots/COMMIT."""
+    return path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
+
+
 def fingerprint(path: Path) -> str:
     """sha256 over what makes a model: config, tokenizer, and names, sizes and sampled bytes of the weights. Fast, so it
     tells models apart but proves nothing about every byte. Where the directory lies and who wrote it do not count."""
