@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
+import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -25,6 +27,8 @@ class Measured:
     """The largest sum of live storage in it."""
     end: int = 0
     """Live storage at its end."""
+    moment: int = 0
+    """When the peak was reached, in nanoseconds since the epoch; 0 on CUDA."""
     curve: list[tuple[int, int]] = field(default_factory=list, repr=False)
     """(nanoseconds since the epoch, bytes that came or went) on a CPU, in order."""
 
@@ -75,9 +79,10 @@ def measure(device: str = "cpu") -> Iterator[Measured]:
             one.detach()
         found.curve = sorted([*freed, *_allocations(profiler)])
         live = found.peak = found.start
-        for _, change in found.curve:
+        for moment, change in found.curve:
             live += change
-            found.peak = max(found.peak, live)
+            if live > found.peak:
+                found.peak, found.moment = live, moment
         found.end = live
 
 
@@ -107,6 +112,11 @@ def size_of(tensors: Iterable[Any]) -> int:
         if isinstance(tensor, torch.Tensor):
             _add(tensor, found)
     return sum(storage.nbytes() for storage in found.values())
+
+
+def resident() -> int:
+    """Bytes: the most that this process held resident since it began."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _add(tensor: Any, found: dict[int, Any]) -> None:

@@ -276,14 +276,15 @@ def fit(hooks: Hooks, model: Any, tokenizer: Any, splits: dict[str, Split], run:
     """Train; the trained model."""
     from ftx.callbacks import Checkpoints, Interrupt, Metrics
     from ftx.checkpoints import rewind, step_of
+    from ftx.peak import Peak
     from ftx.watch import Watch
 
     assert run.directory is not None
     checkpoint = rewind(run.directory, console.say)
     if resume is not None:
         console.say(f"Going on from step {step_of(checkpoint)}." if checkpoint else "There was no checkpoint: starting over.")
-    interrupt = Interrupt(console)
-    callbacks = [interrupt, Metrics(run, console), Watch(run), Checkpoints(run)]
+    interrupt, peak = Interrupt(console), Peak(run)
+    callbacks = [interrupt, Metrics(run, console), Watch(run), Checkpoints(run), peak]
     for _, more in hooks.each("trainer_callbacks", run=run):
         callbacks += more or []
     evaluation = splits["eval"].tokens if "eval" in splits else None
@@ -294,6 +295,7 @@ def fit(hooks: Hooks, model: Any, tokenizer: Any, splits: dict[str, Split], run:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         interrupt.restore()
+        peak.close()
     if interrupt.asked:
         raise Interrupted("interrupted.", f"Go on with: ftx resume {run.directory}")
     return trainer.model

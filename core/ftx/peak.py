@@ -1,0 +1,187 @@
+"""What a run really took: the step of its longest batch measured, its time and its disk, beside the prediction in plan.json."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ftx.measure import Measured, measure, resident, size_of
+from ftx.run import Run, RunDir
+
+log = logging.getLogger("ftx")
+
+#: A batch is measured if it has this many times the tokens of any before it: of near lengths one is enough.
+LONGER = 1.02
+
+
+class Peak(TrainerCallback):  # type: ignore[misc]
+    """Measures the step of the longest batch and changes nothing in it; every other step pays for a hook that counts tokens.
+
+    Nobody knows beforehand which batch will be the longest, so each is measured that is longer than all before it: of n
+    random ones about ln n. The first step has no optimizer states yet, so the next one is measured whatever its length.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.peak, self.about = 0, dict[str, Any]()
+        self.longest = self.tokens = 0
+        self.steps = list[tuple[float, int, bool]]()  # seconds, tokens with padding, whether measured
+        self.block: contextlib.ExitStack | None = None
+        self.hook: Any = None
+        self.working = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if self.run.device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        self.model, self.began = model, time.monotonic()
+        self.hook = model.register_forward_pre_hook(self._forward, with_kwargs=True)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        self.positions, self.batch, self.has_states = 0, 0, bool(self.steps) or bool(getattr(optimizer, "state", None))
+        self.step_began = time.monotonic()
+
+    def _forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward pass that trains: measure from here on if no batch before was as long."""
+        import torch
+
+        if not module.training or not torch.is_grad_enabled():
+            return
+        size = max((one.numel() for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and not one.is_floating_point()), default=0)
+        self.positions += size
+        if self.block is not None or (self.working and size > LONGER * self.longest):
+            self.batch = max(self.batch, size)
+            if self.has_states:
+                self.longest = max(self.longest, size)
+            if self.block is None:
+                self._begin()
+
+    def _begin(self) -> None:
+        self.block, self.found = contextlib.ExitStack(), Measured()
+        gradients = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.before, self.arrived = size_of(one.grad for one in gradients), list[tuple[int, int]]()
+        if self.run.device == "cuda":
+            return  # its allocator counts by itself
+        try:
+            self.found = self.block.enter_context(measure())
+        except Exception as error:  # another profiler is at work, for one
+            log.warning("memory is not measured: %s", error)
+            self.working, self.block = False, None
+            return
+        for one in gradients:
+            if one.grad is None:
+                self.block.callback(one.register_post_accumulate_grad_hook(self._arrived).remove)
+
+    def _arrived(self, parameter: Any) -> None:
+        self.arrived.append((time.time_ns(), parameter.grad.untyped_storage().nbytes()))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stepped = time.time_ns()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        if self.block is None:
+            return
+        kinds = persistent(self.model, optimizer)
+        gradients = size_of(parameter.grad for parameter in self.model.parameters())
+        block, self.block = self.block, None
+        block.close()
+        peak, other = self.found.peak, 0
+        if self.run.device == "cuda":
+            import torch
+
+            peak = int(torch.cuda.max_memory_allocated())
+        else:
+            seen = {when: size for when, size in reversed(self.arrived)}
+            gradients = self.before + sum(size for when, size in seen.items() if when <= self.found.moment)
+            states = kinds["optimizer"]
+            if not self.has_states and self.found.moment < self.stepped:
+                kinds["optimizer"] = 0  # it stood highest before they came
+            other = max(0, self.found.start - self.before - sum(kinds.values()) + (0 if self.has_states else states))
+        kinds |= {"gradients": gradients, "other": other}
+        kinds["activations"] = peak - sum(kinds.values())
+        if peak > self.peak:
+            self.peak = peak
+            self.about = {"by_kind": kinds, "step": state.global_step + 1, "batch_tokens": self.batch}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps.append((time.monotonic() - self.step_began, self.positions, self.batch > 0))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        self.tokens = int((logs or {}).get("tokens", self.tokens))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+        note(self.run, **self.result(time.monotonic() - self.began))
+
+    def close(self) -> None:
+        """Take away the hook, and a measurement that an error broke off."""
+        if self.block is not None:
+            self.block.close()
+        if self.hook is not None:
+            self.hook.remove()
+        self.block = self.hook = None
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """What is known at the end of training, as `measured` of plan.json has it: bytes, seconds, tokens."""
+        found: dict[str, Any] = {"peak_memory": self.peak, **self.about} if self.peak else {}
+        found |= {"resident_memory": resident(), "seconds": round(seconds, 3), "tokens": self.tokens}
+        plain = [(seconds, count) for seconds, count, measured in self.steps[1:] if not measured]
+        if self.tokens and sum(count for _, count in plain):
+            padding = sum(count for _, count, _ in self.steps) / self.tokens
+            found["seconds_per_token"] = sum(seconds for seconds, _ in plain) / sum(count for _, count in plain) * padding
+        return found
+
+
+def persistent(model: Any, optimizer: Any) -> dict[str, int]:
+    """Bytes of what stands between two steps: weights (quantised ones with their scales), adapter (what trains, if not all does), buffers,
+    optimizer states."""
+    parameters = list(model.parameters())
+    trained = [one for one in parameters if one.requires_grad]
+    frozen = [part for one in parameters if not one.requires_grad for part in parts_of(one)]
+    states = [value for state in getattr(optimizer, "state", {}).values() for value in (state.values() if isinstance(state, dict) else [])]
+    kinds = {"weights": size_of(frozen), "adapter": size_of(trained)} if frozen else {"weights": size_of(trained), "adapter": 0}
+    return kinds | {"buffers": size_of(model.buffers()), "optimizer": size_of(states)}
+
+
+def parts_of(parameter: Any) -> list[Any]:
+    """A parameter's own tensor, and those that hang on it: the scales of a quantised one."""
+    import torch
+
+    found, waiting = [parameter], list(vars(parameter).values())
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, torch.Tensor):
+            found.append(one)
+        elif type(one).__name__ == "QuantState":
+            waiting += vars(one).values()
+    return found
+
+
+def note(run: Run, **measured: Any) -> None:
+    """Add to `measured` of the run's plan.json; a run that was resumed keeps its largest peak, and sums its time and tokens."""
+    directory = run.directory
+    assert directory is not None
+    plan = directory.read_json("plan.json", {})
+    before = plan.get("measured", {})
+    if before.get("peak_memory", 0) > measured.get("peak_memory", 0):
+        measured |= {name: before[name] for name in ("peak_memory", "by_kind", "step", "batch_tokens")}
+    for name, join in (("seconds", sum), ("tokens", sum), ("resident_memory", max)):
+        if name in before and name in measured:
+            measured[name] = join([before[name], measured[name]])
+    directory.write_json("plan.json", {**plan, "measured": {**before, **measured}})
+
+
+def disk_of(directory: RunDir) -> int:
+    """Bytes of all files of a run."""
+    return bytes_of(directory.path.rglob("*"))
+
+
+def bytes_of(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
