@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ftx.audit import Finding
     from ftx.generate import Generate
     from ftx.run import Evaluation, Run, RunDir, Score
+    from ftx.shape import Shape
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 stage_hook = hookspec(firstresult=True)
@@ -66,8 +67,25 @@ def audit_dataset(dataset: Dataset, split: str, run: Run) -> list[Finding] | Non
 
 
 @hookspec
-def memory_use(shape: Any, run: Run) -> dict[str, int] | None:
-    """Bytes that this plugin adds, by kind: weights, adapter, gradients, optimizer, activations, head, buffers."""
+def plan_shape(shape: Shape, run: Run) -> Shape | None:
+    """The shape that is planned for, as this plugin makes it: what the others' `memory_use` must know of it.
+
+    Asked in the order formatter, quantizer, adapter, trainer; each gets what those before it made. An adapter says how
+    many numbers train (`trained`), a trainer what a forward pass holds (`lengths`) and what it computes otherwise than
+    transformers (`fused`, `autocast`, `joined`): `dataclasses.replace(shape, trained=...)`. Must not import torch.
+    """
+
+
+@hookspec
+def memory_use(shape: Shape, run: Run) -> dict[str, int] | None:
+    """Bytes that this plugin adds to the plan, by kind; below 0 where it saves some.
+
+    Kinds: `weights`, `adapter`, `optimizer`, `reference` (a second model) stand through all steps; `gradients` from a
+    step's first backward pass to its end; `activations` are kept by all layers together for the backward pass (with
+    checkpointing the core counts one layer of them); `head` is needed while the loss is computed, beside the
+    activations; `buffers` while the backward pass goes through one layer. `run.dtype` may be None: sizes stand in
+    `shape`. Called before anything is loaded, also for a machine that is not this one. Must not import torch.
+    """
 
 
 @hookspec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from ftx import Run
+    from ftx.shape import Shape
 
 
 @plugin
@@ -25,6 +27,14 @@ class NF4:
     @hookimpl
     def preflight(self, run: Run) -> list[str]:
         return obstacles(run)
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        return packed(shape)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        return packing(shape, bits=4, double_quant=self.double_quant)
 
     @hookimpl
     def quantization_config(self, run: Run) -> BitsAndBytesConfig:
@@ -48,6 +58,14 @@ class FP4:
     @hookimpl
     def preflight(self, run: Run) -> list[str]:
         return obstacles(run)
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        return packed(shape)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        return packing(shape, bits=4, double_quant=self.double_quant)
 
     @hookimpl
     def quantization_config(self, run: Run) -> BitsAndBytesConfig:
@@ -75,6 +93,14 @@ class Int8:
     @hookimpl
     def preflight(self, run: Run) -> list[str]:
         return obstacles(run, needs_capability=(7, 5))
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        return packed(shape)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        return packing(shape, bits=8)
 
     @hookimpl
     def quantization_config(self, run: Run) -> BitsAndBytesConfig:
@@ -105,6 +131,25 @@ def four_bits(kind: Literal["nf4", "fp4"], *, double_quant: bool, run: Run) -> B
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=run.dtype or torch.float32,
     )
+
+
+def packed(shape: Shape) -> Shape:
+    """The shape of a base whose layers are packed."""
+    return replace(shape, quantized=True)
+
+
+def packing(shape: Shape, *, bits: Literal[4, 8], double_quant: bool = False) -> dict[str, int]:
+    """Bytes that packing the layers' matrices saves, and what it takes to unpack one: bitsandbytes' blocks of 64 numbers with
+    one scale in float32, or one byte and a float32 for 256 of those; in 8 bits a float32 scale a row."""
+    numbers, matrices = shape.linear_parameters, shape.layers * len(shape.linears)
+    if bits == 8:
+        size = numbers + 4 * shape.layers * sum(outputs for _, outputs in shape.linears.values())
+    else:
+        blocks = numbers // 64
+        scales = blocks + 4 * -(-blocks // 256) + (1024 + 4) * matrices if double_quant else 4 * blocks
+        size = numbers // 2 + scales + 64 * matrices  # and the 16 values of each
+    largest = max(inputs * outputs for inputs, outputs in shape.linears.values())
+    return {"weights": size - shape.loaded * numbers, "buffers": 2 * shape.loaded * largest}
 
 
 def keep_weights(model: PreTrainedModel) -> None:

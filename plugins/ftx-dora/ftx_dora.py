@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftx import Run
+    from ftx.shape import Shape
 
 
 @plugin
@@ -32,6 +33,18 @@ class DoRA(LoRA):
             # peft 0.21 reads an 8-bit weight for its norm in a way that loses the weight's scales on a CPU
             reasons.append("dora cannot read int8 weights on a CPU: use --quantizer nf4, or --adapter lora.")
         return reasons
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        from ftx_lora_plan import shaped
+
+        return shaped(self, shape, dora=True)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        from ftx_lora_plan import memory
+
+        return memory(self, shape, dora=True)
 
     @hookimpl
     def adapt_model(self, model: PreTrainedModel, run: Run) -> PeftModel:

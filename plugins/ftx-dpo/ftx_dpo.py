@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from ftx import Run
+    from ftx.shape import Shape
     from ftx.encode import Encoded
 
 #: TRL's loss types (trl/trainer/dpo_trainer.py, 1.16).
@@ -25,6 +26,7 @@ class DPO(Training):
     """Direct preference optimization (Rafailov et al., 2023) with TRL's DPOTrainer: chosen above rejected, against the starting model."""
 
     accepts = ("preference",)
+    sequences = 2
     trl_config = "DPOConfig"
     trl_owned = {
         "disable_dropout": "the reference has no dropout, so the policy has none",
@@ -79,6 +81,16 @@ class DPO(Training):
                 yield fault or joined(*(one.truncated(self.max_length) for one in sides))
 
         return format_batches(dataset, encode, run)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        """As every trainer on TRL, and the frozen copy of a model whose adapter cannot be switched off."""
+        from ftx_sft_plan import memory
+
+        found = memory(self, shape, compared=not self.precompute_ref_log_probs)
+        if shape.reference and not self.precompute_ref_log_probs:
+            found["reference"] = 4 * shape.parameters
+        return found
 
     @hookimpl
     def make_trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftx import Run
+    from ftx.shape import Shape
 
 
 @plugin
@@ -35,6 +37,21 @@ class Full:
         if run.recipe.quantizer is None:
             return []
         return [f"quantizer '{run.recipe.quantizer.name}' gives weights that cannot be trained in full: drop --quantizer, or use --adapter lora."]
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        return replace(shape, trained=shape.parameters, trains_base=True, reference=True)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        """Weights and gradients in float32, and the inputs that the weights' gradients are made of."""
+        from ftx.activations import trained_inputs
+
+        return {
+            "weights": (4 - shape.loaded) * shape.parameters,
+            "gradients": 4 * shape.parameters,
+            "activations": trained_inputs(shape),
+        }
 
     @hookimpl
     def adapt_model(self, model: PreTrainedModel, run: Run) -> PreTrainedModel:

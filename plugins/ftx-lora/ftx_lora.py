@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ftx import Run
+    from ftx.shape import Shape
 
 #: Initialisations that move a part of the base's weights into the adapter.
 CHANGES_BASE = ("olora", "pissa")
@@ -94,6 +95,18 @@ class LoRA:
         if run.recipe.quantizer is not None and self.init in CHANGES_BASE:
             return [f"init={self.init} changes the base's weights, which cannot be done to quantised ones: use init=true."]
         return []
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        from ftx_lora_plan import shaped
+
+        return shaped(self, shape)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        from ftx_lora_plan import memory
+
+        return memory(self, shape)
 
     @hookimpl
     def model_loaded(self, model: PreTrainedModel, run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ftx import hookimpl, plugin
-from ftx_bnb import environment, four_bits, keep_weights, obstacles
+from ftx_bnb import environment, four_bits, keep_weights, obstacles, packed, packing
 from ftx_lora import CHANGES_BASE, LoRA
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from ftx import Run
+    from ftx.shape import Shape
 
 
 @plugin
@@ -41,6 +42,17 @@ class QLoRA(LoRA):
         if run.device == "cpu" and str(optimizer).startswith("paged_"):
             reasons.append(f"the optimizer {optimizer} needs a GPU: -o trainer.optim=adamw_torch")
         return reasons
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        return super().plan_shape(packed(shape), run)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        found = super().memory_use(shape, run)
+        for kind, size in packing(shape, bits=4, double_quant=True).items():
+            found[kind] = found.get(kind, 0) + size
+        return found
 
     @hookimpl
     def quantization_config(self, run: Run) -> BitsAndBytesConfig:

@@ -9,6 +9,7 @@ from ftx_fast import parts_of
 
 if TYPE_CHECKING:
     from ftx import Run
+    from ftx.shape import Shape
 
 #: transformers' default, which needs no look at its list of optimizers.
 OPTIM = "adamw_torch_fused"
@@ -157,3 +158,15 @@ class Training:
 
             reasons += unknown_optimizer(self.optim) + read_args(self)[1]
         return reasons
+
+    @hookimpl
+    def plan_shape(self, shape: Shape, run: Run) -> Shape:
+        from ftx_sft_plan import shaped
+
+        return shaped(self, shape)
+
+    @hookimpl
+    def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
+        from ftx_sft_plan import memory
+
+        return memory(self, shape)

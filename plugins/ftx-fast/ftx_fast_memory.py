@@ -1,0 +1,114 @@
+"""What the parts of ftx-fast change in the memory of a step, for `ftx plan`. Imports no torch; its constants are tested against the parts'."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ftx.shape import Shape
+
+#: ftx_fast_attention: queries of one block, the longest row that goes through the products, what counts as near.
+BLOCK, PRODUCTS, NEAR = 48, 512, 0.75
+#: ftx_fast_head: logits computed at once.
+ELEMENTS = {"cpu": 6 << 20, "cuda": 1 << 28}
+#: ftx_fast_rows: share of padding from which rows are joined, and what a joined length is a multiple of on a CPU.
+PAYS, MULTIPLE = 0.03, 32
+
+
+def shaped(shape: Shape, parts: Collection[str]) -> Shape:
+    """The shape with those of the parts that apply to it, and its rows joined where that pays."""
+    cpu = shape.device == "cpu"
+    on = {part for part in parts if part not in ("products", "memory")}
+    if shape.softcap:
+        on -= {"head"}
+    if not cpu:
+        on -= {"layers"}
+    lengths = shape.lengths
+    padded = len(lengths) * max(lengths, default=0)
+    joined = {"rows", "attention"} <= on and len(lengths) > 1 and padded - sum(lengths) > PAYS * padded
+    if joined and cpu and -sum(lengths) % MULTIPLE:
+        lengths = (*lengths, -sum(lengths) % MULTIPLE)
+    return replace(shape, fused=frozenset(on), joined=joined, lengths=lengths)
+
+
+def changes(shape: Shape) -> dict[str, int]:
+    """Bytes by kind over what the core counts for transformers' own layers."""
+    from ftx import activations
+
+    kept = 0
+    beside = activations.backward(shape)
+    if "layers" in shape.fused:
+        kept += shape.norms * (norm(shape) - activations.norm(shape)) * shape.tokens
+        kept -= shape.compute * shape.intermediate * shape.tokens  # silu(gate), computed again
+        if shape.trains_base:
+            kept -= shape.norms * shape.between * shape.hidden * shape.tokens  # what the norm's weight multiplies, too
+        beside = shape.tokens * (2 * shape.compute * shape.intermediate + shape.between * shape.hidden)
+    if "attention" in shape.fused and shape.device == "cpu":
+        kept += sum(attention(shape, count, longest) for count, longest in batches(shape)) - activations.attention(shape) * shape.tokens
+    return {"activations": shape.layers * kept, "buffers": beside - activations.backward(shape)}
+
+
+def norm(shape: Shape) -> int:
+    """Of an RMSNorm, per token: its input as it came, and the inverse of its size."""
+    return shape.between * shape.hidden + 4
+
+
+def batches(shape: Shape) -> list[tuple[int, int]]:
+    """(sequences, longest) of the batches that attention makes of the sequences; one of padded rows."""
+    if not shape.joined:
+        return [(len(shape.lengths), shape.longest)]
+    found: list[tuple[int, int]] = []
+    for length in sorted(shape.lengths, reverse=True):
+        if found and length >= NEAR * found[-1][1]:
+            found[-1] = found[-1][0] + 1, found[-1][1]
+        else:
+            found.append((1, length))
+    return found
+
+
+def attention(shape: Shape, count: int, length: int) -> int:
+    """Bytes that one layer keeps for the attention of `count` sequences of `length`: query, key, value, output, and the
+    probabilities of each block of short rows (longer ones: the log-sums)."""
+    e, tokens = shape.compute, count * length
+    own = e * (2 * shape.queries + 2 * shape.keys) * tokens
+    if length > PRODUCTS:
+        return own + 4 * shape.heads * tokens
+    ends = [min(start + BLOCK, length) for start in range(0, length, BLOCK)]
+    seen = sum((end - start) * end for start, end in zip(range(0, length, BLOCK), ends, strict=True))
+    return own + e * shape.heads * count * seen
+
+
+def chunk(shape: Shape) -> int:
+    """Rows of hidden states that go through the head at once."""
+    return min(shape.supervised, max(32, ELEMENTS.get(shape.device, ELEMENTS["cuda"]) // shape.vocabulary))
+
+
+def head(shape: Shape, *, compared: bool = False) -> int:
+    """Bytes that the loss needs: hidden states and their gradients, one chunk of logits and what is made of it, and for a
+    head that trains the gradient of its weight; `compared`: the KL to a reference is taken as well."""
+    e = 2 if shape.autocast else shape.compute
+    rows, logits = chunk(shape), chunk(shape) * shape.vocabulary
+    more = shape.supervised > rows  # the logits of the chunk before are still there
+    found = 2 * e * shape.supervised * shape.hidden
+    if e == 4:
+        forward = logits * (12 if more else 8)
+    else:
+        forward = logits * (12 if more else 8)
+    if shape.loaded != e or shape.autocast:
+        forward += e * shape.vocabulary * shape.hidden  # the weight in the dtype of the products
+    if compared:
+        forward = max(forward, logits * (20 if more else 16))
+        found += e * shape.supervised * shape.hidden
+    if shape.trains_base:
+        weight = 4 * shape.vocabulary * shape.hidden
+        forward = max(forward, weight + max(logits * (12 if more else 8), weight + logits * 4))
+    return found + forward
+
+
+def plain_head(shape: Shape) -> int:
+    """Bytes that the loss needs where the model's own head makes logits of the supervised positions: as they come, in
+    float32, their log-softmax, and its gradient; three more in the model's dtype for a soft cap."""
+    logits = shape.supervised * shape.vocabulary
+    return logits * (shape.compute + 12 + 3 * shape.compute * shape.softcap) + shape.compute * shape.supervised * shape.hidden
