@@ -52,6 +52,16 @@ def format_dataset(dataset: Dataset, run: Run) -> Dataset:
 
 
 @stage_hook
+def unformat_row(row: dict[str, Any], run: Run) -> Any:
+    """One formatted row -> the row of a file that this formatter reads as just that. Owner: the formatter, which may lack it.
+
+    `row`: the columns of one row type as `format_dataset` gives them, of this formatter or of another, without `_file`
+    and `_line`. Raises RowError where the format cannot hold the row, or would make something else of it. With it `ftx
+    data convert` writes a file anew, and `ftx chat` saves a turn.
+    """
+
+
+@stage_hook
 def encode_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Run) -> Dataset:
     """Formatted rows -> token ids and labels. Owner: the trainer, once for each split.
 

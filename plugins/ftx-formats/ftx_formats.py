@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftx import RowError, hookimpl, option, plugin
 from ftx.encode import as_messages
+from ftx_formats_back import conversation_of, plain, refuse_pairs, same, sharegpt_turn, turns_of
 from ftx_formats_fields import Note, as_text, check_columns, columns_of, format_noted, is_tree, kind, optional_text, say_unused, text
 from ftx_formats_messages import (
     TAGS,
@@ -64,6 +65,47 @@ class Alpaca:
 
         return format_noted(dataset, convert, run)
 
+    @hookimpl
+    def unformat_row(self, row: dict[str, Any], run: Run) -> dict[str, Any]:
+        """One answer and what stands before it: instruction, system text and earlier pairs, or Alpaca's own text taken apart."""
+        written = self._classic_parts(row) if self.style == "instruction" else self._parts(row)
+        return same({name: value for name, value in written.items() if name is not None}, self._one, row, "alpaca")  # type: ignore[return-value]
+
+    def _parts(self, row: dict[str, Any]) -> dict[str | None, Any]:
+        turns = turns_of(row, "alpaca")
+        if turns.tools:
+            raise RowError("alpaca has no place for tools")
+        *before, answer = turns.messages
+        if turns.first != len(before):
+            raise RowError(f"alpaca trains on one answer, and {len(turns.messages) - turns.first} turns of this row count")
+        system = [plain(before.pop(0), "alpaca")] if before and before[0]["role"] == "system" else []
+        if [one["role"] for one in before] != ["user", "assistant"] * (len(before) // 2) + ["user"]:
+            raise RowError("alpaca holds questions and answers in turn")
+        said = [plain(one, "alpaca") for one in before]
+        pairs = [list(pair) for pair in zip(said[:-1:2], said[1::2], strict=True)]
+        return self._row(said[-1], "", plain(answer, "alpaca"), system, pairs)
+
+    def _row(self, instruction: str, extra: str, answer: str, system: list[str], pairs: list[list[str]]) -> dict[str | None, Any]:
+        for column, there, what in ((self.system_column, system, "a system text"), (self.history_column, pairs, "earlier turns")):
+            if there and column is None:
+                raise RowError(f"alpaca has no column for {what}")
+        written: dict[str | None, Any] = {self.instruction_column: instruction, self.input_column: extra, self.output_column: answer}
+        return written | ({self.system_column: system[0]} if system else {}) | ({self.history_column: pairs} if pairs else {})
+
+    def _classic_parts(self, row: dict[str, Any]) -> dict[str | None, Any]:
+        refuse_pairs(row, "alpaca")
+        prompt, completion = row.get("prompt"), row.get("completion")
+        if not isinstance(prompt, str) or not isinstance(completion, str):
+            raise RowError("alpaca with style=instruction holds texts, this row has turns")
+        body, end, rest = prompt.rpartition("\n\n### Response:")
+        head, start, asked = body.partition("\n\n### Instruction:\n")
+        if not end or rest or not start:
+            raise RowError("the prompt is not Alpaca's own text")
+        *earlier, last = asked.split("\n\n### Instruction:\n")
+        pairs = [list(one.partition("\n\n### Response:")[::2]) for one in earlier]
+        instruction, _, extra = last.partition("\n\n### Input:\n")
+        return self._row(instruction, extra, completion, [] if head in (PREAMBLE, PREAMBLE_INPUT) else [head], pairs)
+
     def _one(self, row: dict[str, Any]) -> dict[str, Any]:
         output = text(row, self.output_column)
         system, history = optional_text(row, self.system_column), _history(row, self.history_column)
@@ -117,14 +159,25 @@ class ShareGPT:
         """One conversation a row, with its tools."""
         check_columns(dataset, self, [self.messages_column])
         say_unused(dataset, run, "sharegpt", [self.messages_column, self.system_column, self.tools_column])
+        return format_noted(dataset, self._conversation, run)
+
+    @hookimpl
+    def unformat_row(self, row: dict[str, Any], run: Run) -> dict[str, Any]:
+        """Turns under the formatter's own tags, calls as JSON text, the system text as the first turn."""
+        turns = conversation_of(row, "sharegpt")
+        tags = {role: tag for tag, role in self._tags().items() if tag != "tool" or self.observation_tag == "tool"}
+        said = [dict(zip((self.role_tag, self.content_tag), sharegpt_turn(message, tags), strict=True)) for message in turns.messages]
+        written: dict[str, Any] = {self.messages_column: said}
+        return same(written | _tools(turns.tools, self.tools_column), lambda one: self._conversation(one, _ignore), row, "sharegpt")
+
+    def _conversation(self, row: dict[str, Any], note: Note) -> dict[str, Any]:
+        turns = sharegpt_messages(row.get(self.messages_column), self.messages_column, self.role_tag, self.content_tag, self._tags())
+        return conversation(row, with_system(turns, optional_text(row, self.system_column)), self, note)
+
+    def _tags(self) -> dict[str, str]:
+        """Tag -> role; `function` for a turn that is a tool call."""
         names = dict(zip(TAGS, [self.user_tag, self.assistant_tag, self.observation_tag, self.function_tag, self.system_tag], strict=False))
-        tags = {"tool": "tool"} | {names[usual]: role for usual, role in TAGS.items() if usual in names}
-
-        def convert(row: dict[str, Any], note: Note) -> dict[str, Any]:
-            turns = sharegpt_messages(row.get(self.messages_column), self.messages_column, self.role_tag, self.content_tag, tags)
-            return conversation(row, with_system(turns, optional_text(row, self.system_column)), self, note)
-
-        return format_noted(dataset, convert, run)
+        return {"tool": "tool"} | {names[usual]: role for usual, role in TAGS.items() if usual in names}
 
 
 @plugin
@@ -156,6 +209,13 @@ class Messages:
         say_unused(dataset, run, "messages", [self.messages_column, self.tools_column])
         return format_noted(dataset, self._conversation, run)
 
+    @hookimpl
+    def unformat_row(self, row: dict[str, Any], run: Run) -> dict[str, Any]:
+        """The messages as they are, and the tools."""
+        turns = conversation_of(row, "messages")
+        written: dict[str, Any] = {self.messages_column: turns.messages}
+        return same(written | _tools(turns.tools, self.tools_column), lambda one: self._conversation(one, _ignore), row, "messages")
+
     def _conversation(self, row: dict[str, Any], note: Note) -> dict[str, Any]:
         return conversation(row, openai_messages(row.get(self.messages_column), self.messages_column), self, note)
 
@@ -182,16 +242,29 @@ class Completion:
         """One prompt and completion a row: both texts, or both message lists."""
         check_columns(dataset, self, [self.prompt_column, self.completion_column])
         say_unused(dataset, run, "completion", [self.prompt_column, self.completion_column, self.tools_column])
+        return format_noted(dataset, lambda row, note: self._one(row), run)
 
-        def convert(row: dict[str, Any], note: Note) -> dict[str, Any]:
-            prompt, completion = side(row, self.prompt_column), side(row, self.completion_column)
-            tools = tools_of(row.get(self.tools_column), self.tools_column) if self.tools_column is not None else []
-            if tools and self.style == "text" and isinstance(prompt, str) and isinstance(completion, str):
-                raise RowError(f"field '{self.tools_column}' holds tools, which plain text cannot name: use -o formatter.style=chat")
-            prompt, (completion,) = one_kind(prompt, [completion], self.style, [self.completion_column])
-            return {"prompt": prompt, "completion": completion, **({"tools": tools} if tools else {})}
+    @hookimpl
+    def unformat_row(self, row: dict[str, Any], run: Run) -> dict[str, Any]:
+        """Texts as texts. Turns as message lists, parted where the answers begin that count; with style=chat one question and
+        one answer as texts."""
+        refuse_pairs(row, "completion")
+        if isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+            return same({self.prompt_column: row["prompt"], self.completion_column: row["completion"]}, self._one, row, "completion")
+        turns = turns_of(row, "completion")
+        prompt, completion = turns.messages[: turns.first], turns.messages[turns.first :]
+        written: dict[str, Any] = {self.prompt_column: prompt, self.completion_column: completion}
+        if self.style == "chat" and [set(one) for one in turns.messages] == [{"role", "content"}] * 2 and prompt and prompt[0]["role"] == "user":
+            written = {self.prompt_column: prompt[0]["content"], self.completion_column: completion[0]["content"]}
+        return same(written | _tools(turns.tools, self.tools_column), self._one, row, "completion")
 
-        return format_noted(dataset, convert, run)
+    def _one(self, row: dict[str, Any]) -> dict[str, Any]:
+        prompt, completion = side(row, self.prompt_column), side(row, self.completion_column)
+        tools = tools_of(row.get(self.tools_column), self.tools_column) if self.tools_column is not None else []
+        if tools and self.style == "text" and isinstance(prompt, str) and isinstance(completion, str):
+            raise RowError(f"field '{self.tools_column}' holds tools, which plain text cannot name: use -o formatter.style=chat")
+        prompt, (completion,) = one_kind(prompt, [completion], self.style, [self.completion_column])
+        return {"prompt": prompt, "completion": completion, **({"tools": tools} if tools else {})}
 
 
 @plugin
@@ -210,6 +283,13 @@ class Text:
         say_unused(dataset, run, "text", [self.text_column])
         return format_noted(dataset, lambda row, note: {"text": text(row, self.text_column)}, run)
 
+    @hookimpl
+    def unformat_row(self, row: dict[str, Any], run: Run) -> dict[str, Any]:
+        """The text; nothing else is one."""
+        if not isinstance(row.get("text"), str):
+            raise RowError("text is all trained on, and this row has a question, or turns")
+        return same({self.text_column: row["text"]}, lambda one: {"text": text(one, self.text_column)}, row, "text")
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What formatters share
@@ -222,6 +302,16 @@ def conversation(row: dict[str, Any], messages: MessageList, formatter: ShareGPT
     messages = trimmed(messages, note) if formatter.trim else messages
     check_conversation(messages, f"field '{formatter.messages_column}'", "" if formatter.trim else TRIM_HINT)
     return {"messages": messages, **({"tools": tools} if tools else {})}
+
+
+def _tools(tools: list[dict[str, Any]], column: str | None) -> dict[str, Any]:
+    if tools and column is None:
+        raise RowError("the format has no column for tools")
+    return {column: tools} if tools and column is not None else {}
+
+
+def _ignore(reason: str) -> None:
+    """A note that nobody needs."""
 
 
 def user_turn(row: dict[str, Any], instruction_column: str, input_column: str | None) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
-from ftx import hookimpl, plugin
+from ftx import FtxError, hookimpl, plugin
+from ftx.data import read_rows, row_type, to_dataset
 from ftx.errors import DataError
+from ftx.ledger import Ledger
 from ftx_formats import Alpaca, Completion, Messages, ShareGPT, Text
-from ftx_formats_fields import columns_of, guesses
+from ftx_formats_fields import SAMPLE, Guess, columns_of, guesses
 from ftx_formats_preference import Preference
 
 if TYPE_CHECKING:
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from ftx import Run
 
 FORMATTERS: dict[str, Any] = {"alpaca": Alpaca, "completion": Completion, "messages": Messages, "preference": Preference, "sharegpt": ShareGPT, "text": Text}
+
+
+#: The formatter that writes rows of a type as they are.
+BY_TYPE = {"conversation": "messages", "prompt-completion": "completion", "text": "text", "preference": "preference", "unpaired-preference": "preference"}
 
 
 @plugin
@@ -28,16 +35,38 @@ class Auto:
     @hookimpl
     def format_dataset(self, dataset: Dataset, run: Run) -> Dataset:
         """What the one formatter that fits makes of the rows; DataError if none fits, or more than one."""
-        found = guesses(dataset)
-        if not found:
-            raise DataError(
-                f"formatter auto: no formatter fits the columns {', '.join(columns_of(dataset))}.",
-                f"Name one and its columns: --formatter {', '.join(FORMATTERS)}; for instance\n"
-                "--formatter completion -o formatter.prompt_column=NAME -o formatter.completion_column=NAME",
-            )
-        if len(found) > 1:
-            raise DataError(f"formatter auto: {' and '.join(map(str, found))} fit alike.", "Name one:\n" + "\n".join(guess.command for guess in found))
-        run.say(f"formatter auto: {found[0]}")
-        chosen = FORMATTERS[found[0].formatter](**found[0].options)
-        formatted: Dataset = chosen.format_dataset(dataset, run)
+        found = chosen(dataset)
+        run.say(f"formatter auto: {found}")
+        formatted: Dataset = FORMATTERS[found.formatter](**found.options).format_dataset(dataset, run)
         return formatted
+
+    @hookimpl
+    def unformat_row(self, row: dict[str, Any], run: Run) -> dict[str, Any]:
+        """As the run's training data has it; where those cannot be read, in the form that has the name of the row type."""
+        found = _of_training_data(run) or Guess(BY_TYPE.get(row_type(row) or "", "messages"), ())
+        written: dict[str, Any] = FORMATTERS[found.formatter](**found.options).unformat_row(row, run)
+        return written
+
+
+def chosen(dataset: Dataset) -> Guess:
+    """The one formatter that fits; DataError if none does, or more than one."""
+    found = guesses(dataset)
+    if not found:
+        raise DataError(
+            f"formatter auto: no formatter fits the columns {', '.join(columns_of(dataset))}.",
+            f"Name one and its columns: --formatter {', '.join(FORMATTERS)}; for instance\n"
+            "--formatter completion -o formatter.prompt_column=NAME -o formatter.completion_column=NAME",
+        )
+    if len(found) > 1:
+        raise DataError(f"formatter auto: {' and '.join(map(str, found))} fit alike.", "Name one:\n" + "\n".join(guess.command for guess in found))
+    return found[0]
+
+
+def _of_training_data(run: Run) -> Guess | None:
+    reference = getattr(run.recipe, "data", None)
+    if reference is None:
+        return None
+    try:
+        return chosen(to_dataset(list(itertools.islice(read_rows(reference, Ledger(skip_bad_rows=True)), SAMPLE))))
+    except FtxError:
+        return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ftx import RowError, hookimpl, option, plugin
 from ftx.encode import as_messages
 from ftx_formats import one_kind, side, user_turn
+from ftx_formats_back import same
 from ftx_formats_fields import LABELS, PROMPTS, Note, check_columns, columns_of, format_noted, is_label, is_tree, kind, optional_text, say_unused
 from ftx_formats_messages import MessageList, check_conversation, either_messages, transcript_messages, with_system
 from ftx_formats_trees import ranked_pairs
@@ -58,6 +59,19 @@ class Preference:
         self._say_unused(dataset, run, [prompt, self.chosen_column, self.rejected_column])
         return format_noted(dataset, lambda row, note: self._pair(row, prompt), run)
 
+    @hookimpl
+    def unformat_row(self, row: dict[str, Any], run: Run) -> dict[str, Any]:
+        """Pairs under their columns, texts or message lists as they are; labelled answers as prompt, completion and label."""
+        prompt = self.prompt_column or "prompt"
+        if "chosen" in row:
+            written = {prompt: row.get("prompt"), self.chosen_column: row["chosen"], self.rejected_column: row["rejected"]}
+            return same(written, lambda one: self._pair(one, prompt), row, "preference")
+        if "label" in row:
+            label, completion = self.label_column or "label", self.completion_column or "completion"
+            written = {prompt: row["prompt"], completion: row["completion"], label: row["label"]}
+            return same(written, lambda one: self._label(one, prompt, completion, label), row, "preference")
+        raise RowError("preference holds pairs of answers, or answers with a label, and this row has one answer")
+
     # --- pairs -------------------------------------------------------------------------------------------------------
 
     def _pair(self, row: dict[str, Any], prompt_column: str | None) -> dict[str, Any]:
@@ -95,22 +109,22 @@ class Preference:
         check_columns(dataset, self, [label, *([prompt] if prompt else ["prompt" if completion else "messages"])])
         self._say_unused(dataset, run, [prompt, completion, label])
 
-        def convert(row: dict[str, Any], note: Note) -> dict[str, Any]:
-            if not is_label(row.get(label)):
-                raise RowError(f"field '{label}' must be true or false, this is {kind(row.get(label))}")
-            good = str(row[label]).strip().lower() == "true"
-            if completion is not None:
-                asked = self._prompt(row, prompt)
-                if asked is None:
-                    raise RowError(f"field '{prompt}' is missing or null")
-                asked, (answer,) = one_kind(asked, [side(row, completion)], self.style, [completion])
-            else:
-                turns = with_system(either_messages(row.get(prompt or ""), str(prompt)), optional_text(row, self.system_column))
-                check_conversation(turns, f"field '{prompt}'")
-                asked, answer = turns[:-1], turns[-1:]
-            return {"prompt": asked, "completion": answer, "label": good}
+        return format_noted(dataset, lambda row, note: self._label(row, prompt, completion, label), run)
 
-        return format_noted(dataset, convert, run)
+    def _label(self, row: dict[str, Any], prompt: str | None, completion: str | None, label: str) -> dict[str, Any]:
+        if not is_label(row.get(label)):
+            raise RowError(f"field '{label}' must be true or false, this is {kind(row.get(label))}")
+        good = str(row[label]).strip().lower() == "true"
+        if completion is not None:
+            asked = self._prompt(row, prompt)
+            if asked is None:
+                raise RowError(f"field '{prompt}' is missing or null")
+            asked, (answer,) = one_kind(asked, [side(row, completion)], self.style, [completion])
+        else:
+            turns = with_system(either_messages(row.get(prompt or ""), str(prompt)), optional_text(row, self.system_column))
+            check_conversation(turns, f"field '{prompt}'")
+            asked, answer = turns[:-1], turns[-1:]
+        return {"prompt": asked, "completion": answer, "label": good}
 
     # --- prompts -----------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,18 @@ class FormatterContract(Contract):
         assert first.features == second.features, "formatting the same rows again gives other columns"
         assert _fingerprint(first) == _fingerprint(second), "formatting the same rows again gives another fingerprint"
 
+    def test_it_writes_what_it_reads(self, given: dict[str, Any]) -> None:
+        """With `unformat_row`, every formatted row goes back into a row of a file, and that is read as the same row."""
+        hooks = self.hooks(given)
+        if not hooks.owners("unformat_row"):
+            pytest.skip("no unformat_row: `ftx data convert --to` cannot write this format")
+        formatted, run = self.format(given, self.good_rows())
+        written = [hooks.call("unformat_row", row={key: value for key, value in row.items() if not key.startswith("_")}, run=run) for row in formatted]
+        assert all(isinstance(row, dict) for row in written), "unformat_row must give the row of a file, a dict"
+        again, _ = self.format(given, written)
+        first, second = ([{key: value for key, value in row.items() if not key.startswith("_")} for row in rows] for rows in (formatted, again))
+        assert first == second, "a row that unformat_row wrote is read as another row"
+
     def test_it_names_bad_rows(self, given: dict[str, Any]) -> None:
         """A row that does not fit is an error that names file and line, and with skip_bad_rows an entry in the ledger."""
         good = self.good_rows()

@@ -1,0 +1,218 @@
+"""A finished run's base and tuned model in hand: answers piece by piece, and answers to a file of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftx import models, pipeline
+from ftx.catalogue import Catalogue
+from ftx.console import Console
+from ftx.data import read_dataset
+from ftx.encode import Messages, end_tokens, prompt_text, question_and_reference
+from ftx.errors import DataError, ModelError, RecipeError, RowError
+from ftx.prepare import check_rows
+from ftx.readback import recipe_of, reopen
+from ftx.recipe import merge, read_recipe
+from ftx.run import RunDir, write_lines
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+PHASES = ("base", "tuned")
+
+
+class Voices:
+    """A run's base and tuned model over one set of weights.
+
+    The base is the tuned model with its adapter off (`adapter_off`). Where the adapter has overwritten the base there is
+    none, unless it is loaded beside it (`second`: twice the memory) or alone (`only="base"`). `recipe` holds values that
+    stand over the run's own recipe: `formatter`, `device`, `dtype`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        catalogue: Catalogue,
+        console: Console,
+        *,
+        only: str | None = None,
+        second: bool = False,
+        assignments: tuple[str, ...] = (),
+        **recipe: Any,
+    ) -> None:
+        directory = RunDir(path)
+        recipe_of(directory)
+        if not pipeline.finished_training(directory):
+            raise RecipeError(f"{directory} has no trained model yet.", f"Go on with it: ftx resume {path}")
+        self.path = path
+        wanted = merge(read_recipe(directory.recipe), recipe, assignments)
+        self.run, self.hooks = reopen(directory, replace(wanted, evaluators=(), observers=()), catalogue, console)
+        pipeline.preflight(self.hooks, self.run)
+        self.tokenizer: Any = models.load_tokenizer(directory.model)
+        base = pipeline.load_base(self.hooks, catalogue, self.run)
+        self._loaded: dict[str, Any] = {"base": base}
+        if only != "base":
+            self._loaded = {"tuned": self.hooks.call("load_adapted", base=base, path=directory.model, run=self.run)}
+            if second and self._off() is None:
+                self._loaded["base"] = pipeline.load_base(self.hooks, catalogue, self.run)
+
+    def _off(self) -> AbstractContextManager[Any] | None:
+        """A context in which the tuned model is the base; None if the adapter has none."""
+        off: AbstractContextManager[Any] | None = None
+        if "tuned" in self._loaded:
+            off = self.hooks.hook.adapter_off(model=self._loaded["tuned"], run=self.run)
+        return off
+
+    def model(self, phase: str) -> tuple[Any, AbstractContextManager[Any]]:
+        """The model of a phase, and the context in which it is that. ModelError, with a way out, where it is not in memory."""
+        if phase in self._loaded:
+            return self._loaded[phase], nullcontext()
+        if phase == "tuned":
+            raise ModelError("only the base is loaded.", f"Start without --base: ftx chat {self.path}")
+        off = self._off()
+        if off is None:
+            name = self.run.recipe.adapter.name if self.run.recipe.adapter else "none"
+            raise ModelError(
+                f"adapter '{name}' keeps no base beside the tuned model.",
+                f"ftx chat {self.path} --second loads the base as a second model, --base loads it alone.",
+            )
+        return self._loaded["tuned"], off
+
+    def answer(self, phase: str, prompt: str | Messages, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generator[str, None, bool]:
+        """The answer to a conversation in pieces, as they come; at its end, whether it was cut at `max_new_tokens`."""
+        model, context = self.model(phase)
+        with context:
+            return (yield from stream(model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
+
+
+def stream(model: Any, tokenizer: Any, prompt: str | Messages, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generator[str, None, bool]:
+    """One answer piece by piece, greedy at temperature 0: then it is what `Generate` gives, token for token.
+
+    Its end says whether it was cut at `max_new_tokens`. A loop of its own, because transformers' streamers hold text back
+    to the next space, and its `generate` goes by a checkpoint's own penalties. Above temperature 0 tokens are drawn with
+    `seed`; no global random state is touched. RowError where the prompt leaves the model no room to answer.
+    """
+    import torch
+
+    ids = tokenizer(prompt_text(prompt, tokenizer), add_special_tokens=isinstance(prompt, str))["input_ids"]
+    room = context_length(model) - len(ids)
+    if room < 1:
+        raise RowError(f"the conversation has {len(ids)} tokens, and the model takes {context_length(model)}")
+    start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = end_tokens(tokenizer) | set(own if isinstance(own, list) else [own] if own is not None else [])
+    random = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    given, cache = torch.tensor([ids or [start]], device=device), None
+    answer: list[int] = []
+    text = said = ""
+    while len(answer) < min(max_new_tokens, room):
+        with torch.inference_mode():  # a token at a time: whoever reads the pieces must not be inside it
+            out = model(input_ids=given, past_key_values=cache, use_cache=True)
+            token = _pick(out.logits[0, -1], temperature, random)
+            cache, given = out.past_key_values, torch.tensor([[token]], device=device)
+        if token in ends:
+            break
+        answer.append(token)
+        text = str(tokenizer.decode(answer, skip_special_tokens=True))
+        whole = text.rstrip("\N{REPLACEMENT CHARACTER}")  # it may be the first bytes of a character of several
+        if len(whole) > len(said):
+            yield whole[len(said) :]
+            said = whole
+    if len(text) > len(said):
+        yield text[len(said) :]
+    return len(answer) >= min(max_new_tokens, room)
+
+
+def _pick(logits: torch.Tensor, temperature: float, random: torch.Generator) -> int:
+    import torch
+
+    if not temperature:
+        return int(logits.argmax())
+    return int(torch.multinomial(torch.softmax(logits.float().cpu() / temperature, -1), 1, generator=random))
+
+
+def context_length(model: Any) -> int:
+    """Tokens that the model can look at, prompt and answer together; 2 ** 30 where its config does not say."""
+    config = model.config.get_text_config() if hasattr(getattr(model, "config", None), "get_text_config") else getattr(model, "config", None)
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def answer_file(
+    voices: Voices,
+    phase: str,
+    data: str,
+    output: Path,
+    console: Console,
+    *,
+    raw: bool = False,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Answers to every row of a file as JSON lines, written whole or not at all; what was done.
+
+    A line has `prompt`, `answer`, the row's own answer as `reference` where it has one, `phase`, and `file` and `line` of
+    the row. Rows are read by the run's formatter; rows that have no answer may hold `prompt` or `messages` alone.
+    """
+    run = voices.run
+    asked = list(_asked(read_dataset(data, run.ledger), voices, raw))[:limit]
+    model, context = voices.model(phase)
+    with context:
+        answers = pipeline.generator(model, voices.tokenizer, console)(
+            [one["prompt"] for one in asked], max_new_tokens=max_new_tokens, temperature=temperature, seed=run.seed if seed is None else seed
+        )
+    write_lines(output, [{"prompt": one.pop("prompt"), "answer": answer, **one, "phase": phase} for one, answer in zip(asked, answers, strict=True)])
+    if run.ledger.entries:
+        write_lines(output.with_name(f"{output.name}.ledger.jsonl"), run.ledger.as_rows())
+        run.say(f"{len(run.ledger.entries)} rows were not used as they came: see {output.name}.ledger.jsonl")
+    return {"output": str(output), "answers": len(asked), "phase": phase}
+
+
+def _asked(rows: Dataset, voices: Voices, raw: bool) -> Iterator[dict[str, Any]]:
+    """Prompts, references and where they came from."""
+    columns = set(rows.column_names)
+    alone = next((name for name in ("messages", "prompt") if name in columns), None)
+    try:
+        formatted = voices.hooks.call("format_dataset", dataset=rows, run=voices.run)
+        check_rows(rows, formatted, "formatter", voices.hooks, voices.run)
+    except DataError as error:
+        if alone is None:
+            raise DataError(error.problem, f"{error.remedy}\nPrompts without answers stand in a column called prompt, or messages.") from error
+        formatted = None
+    for row in rows if formatted is None else formatted:
+        source = {"file": row.pop("_file", "row"), "line": row.pop("_line", 0)}
+        try:
+            yield {**(_question(row, str(alone), voices.tokenizer, raw) if formatted is None else _formatted(row)), **source}
+        except RowError as error:
+            raise DataError(f"{source['file']}:{source['line']}: {error}.", "Give rows that ask something.") from error
+
+
+def _formatted(row: dict[str, Any]) -> dict[str, Any]:
+    prompt, reference = question_and_reference(row)
+    return {"prompt": prompt, "reference": reference}
+
+
+def _question(row: dict[str, Any], column: str, tokenizer: Any, raw: bool) -> dict[str, Any]:
+    """A row that holds a prompt alone; a conversation may end with an answer, which is then the reference."""
+    prompt = row.get(column)
+    if isinstance(prompt, str) and prompt.strip():
+        return {"prompt": prompt if raw or not tokenizer.chat_template else [{"role": "user", "content": prompt}]}
+    if isinstance(prompt, list) and prompt and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in prompt):
+        if prompt[-1]["role"] == "assistant" and len(prompt) > 1:
+            return {"prompt": prompt[:-1], "reference": prompt[-1]["content"]}
+        return {"prompt": prompt}
+    raise RowError(f"field '{column}' holds neither a text nor messages")
+
+
+def check_output(output: Path) -> None:
+    """DataError, before a model is loaded, where nothing could be written."""
+    parent = next(one for one in [output.parent, *output.absolute().parents] if one.exists())
+    if output.is_dir() or not parent.is_dir():
+        raise DataError(f"{output} cannot be written.", "Give a file: --output answers.jsonl")
