@@ -25,6 +25,7 @@ from ftx.hooks import Hooks
 from ftx.ledger import Ledger
 from ftx.lock import LOCK, locked
 from ftx.manifest import weights_of, write_manifest
+from ftx.memory import memory_error, record
 from ftx.prepare import Split, check_row_types, prepare
 from ftx.recipe import Recipe, resolve, to_yaml
 from ftx.run import Run, RunDir, Score, write_lines, write_text
@@ -49,9 +50,17 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, *, catalogue: Catalogue, console: Console, output: str | None = None, resume: RunDir | None = None, accept_drift: bool = False
+    recipe: Recipe,
+    *,
+    catalogue: Catalogue,
+    console: Console,
+    output: str | None = None,
+    resume: RunDir | None = None,
+    accept_drift: bool = False,
+    changed: dict[str, Any] | None = None,
 ) -> Outcome:
-    """Run a recipe into a new directory (`output`), or go on with one (`resume`). Raises FtxError of every kind."""
+    """Run a recipe into a new directory (`output`), or go on with one (`resume`), whose recipe is `changed` in these options.
+    Raises FtxError of every kind."""
     wanted = [choice.name for choice in recipe.observers]
     recipe, hooks = resolve(recipe, catalogue)
     check_row_types(hooks)
@@ -66,7 +75,9 @@ def train(
     tokenizer = models.load_tokenizer(run.model_path)
     splits, report = prepare(hooks, tokenizer, run)
 
-    with locked(directory, make=resume is None), writing(directory, hooks, run, fresh=resume is None):
+    with locked(directory, make=resume is None), writing(directory, hooks, run, fresh=resume is None), console:
+        if resume is not None:
+            record(directory, recipe, changed or {}, run)
         write_manifest(directory, run, catalogue)
         directory.write_json("audit.json", report)
         write_lines(directory / "ledger.jsonl", run.ledger.as_rows())
@@ -213,7 +224,7 @@ def writing(directory: RunDir, hooks: Hooks, run: Run, *, fresh: bool) -> Iterat
             clear(directory)
             raise
         log.error("the run ended early", exc_info=error)
-        raise _as_run_error(error, directory) from error
+        raise _as_run_error(error, directory, run) from error
     finally:
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
@@ -230,12 +241,14 @@ def clear(directory: RunDir, *, temporary_only: bool = False) -> None:
             path.unlink(missing_ok=True)
 
 
-def _as_run_error(error: BaseException, directory: RunDir) -> BaseException:
+def _as_run_error(error: BaseException, directory: RunDir, run: Run) -> BaseException:
     go_on = f"ftx resume {directory}"
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted.", f"Go on with: {go_on}")
     if isinstance(error, RunError | Interrupted) or not isinstance(error, Exception):
         return error
+    if no_room := memory_error(error, directory, run):
+        return no_room
     text = first_line(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error) or _disk_is_full(directory, error):
         return RunError(f"no space left on the disk of {directory}; the last whole checkpoint is kept.", f"Make room, then: {go_on}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ftx.commands.common import answering, output_options
@@ -10,11 +12,14 @@ from ftx.commands.common import answering, output_options
 @click.command("resume")
 @click.argument("run")
 @click.option("--accept-drift", is_flag=True, help="Go on although data, model, plugins or libraries have changed; the manifest records it.")
+@click.option("-o", "--option", "assignments", metavar="trainer.K=V", multiple=True, help="Another micro-batch or checkpointing, where memory ran out.")
 @output_options
-def command(run: str, accept_drift: bool, quiet: bool, as_json: bool, traceback: bool) -> None:
+def command(run: str, accept_drift: bool, assignments: tuple[str, ...], quiet: bool, as_json: bool, traceback: bool) -> None:
     """Go on with RUN from its newest whole checkpoint, to the same result as if it had never stopped.
 
-    Refused where the run was made of something else than what is here now (see --accept-drift).
+    Refused where the run was made of something else than what is here now (see --accept-drift). With -o it goes on with
+    another trainer.per_device_train_batch_size (the effective batch is kept), gradient_accumulation_steps,
+    gradient_checkpointing or per_device_eval_batch_size; recipe and manifest record it, and no other option may change.
     """
     with answering(as_json=as_json, traceback=traceback) as result:
         from ftx import pipeline
@@ -29,5 +34,10 @@ def command(run: str, accept_drift: bool, quiet: bool, as_json: bool, traceback:
             console.say(f"{directory} is finished: there is nothing to go on with.")
             result.content = {"run": str(directory), "scores": directory.read_json("scores.json", [])}
             return
-        outcome = pipeline.train(recipe, catalogue=Catalogue(), console=console, resume=directory, accept_drift=accept_drift)
+        catalogue, changed = Catalogue(), dict[str, Any]()
+        if assignments:
+            from ftx.memory import with_changes
+
+            recipe, changed = with_changes(directory, assignments, catalogue)
+        outcome = pipeline.train(recipe, catalogue=catalogue, console=console, resume=directory, accept_drift=accept_drift, changed=changed)
         result.content = outcome.as_dict()
