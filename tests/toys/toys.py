@@ -76,6 +76,17 @@ class Frozen(Head):
 
 
 @plugin
+class Detached(Head):
+    """The head's gradient is always zero."""
+
+    @hookimpl
+    def adapt_model(self, model, run):
+        model = Head.adapt_model(self, model, run)
+        model.lm_head.weight.register_hook(lambda gradient: gradient * 0)
+        return model
+
+
+@plugin
 class Nothing(Head):
     """Forgets to return the model."""
 
@@ -194,3 +205,22 @@ class Dying:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         return [Kill()]
+
+
+@plugin
+class Hungry(Head):
+    """From the fifth forward pass on it needs 1.5 GiB of addresses for each row of the batch, for a moment."""
+
+    @hookimpl
+    def adapt_model(self, model, run):
+        import torch
+
+        passes = []
+
+        def eat(module, args, kwargs):
+            passes.append(1)
+            if module.training and len(passes) > 4:
+                torch.empty(len(kwargs["input_ids"]) * 3 << 29, dtype=torch.uint8)  # not touched, so it takes no room
+
+        model.register_forward_pre_hook(eat, with_kwargs=True)
+        return Head.adapt_model(self, model, run)

@@ -23,10 +23,13 @@ def command(
     with answering(as_json=as_json, traceback=traceback) as result:
         from ftx.catalogue import Catalogue
         from ftx.console import Console
+        from ftx.lock import locked
         from ftx.readback import evaluate_again, evaluate_files
+        from ftx.run import RunDir
 
         console = Console(quiet=quiet, json=as_json)
         if run is None:
             result.content = [score.as_dict() for score in evaluate_files(evaluator, assignments, Catalogue(), console)]
         else:
-            result.content = evaluate_again(run, evaluator, eval_data, assignments, Catalogue(), console).as_dict()
+            with locked(RunDir(run)):
+                result.content = evaluate_again(run, evaluator, eval_data, assignments, Catalogue(), console).as_dict()
