@@ -20,7 +20,7 @@ CORE = REPO / "core"
 OFFICIAL = sorted(file.parent for file in REPO.glob("plugins/*/pyproject.toml"))
 CONTRIB = sorted(file.parent for file in REPO.glob("contrib/*/pyproject.toml"))
 PLUGINS = OFFICIAL + CONTRIB
-GROUPS = {f"ftx.{kind}" for kind in KINDS} | {"ftx.model"}
+GROUPS = {f"ftx.{kind}" for kind in KINDS} | {"ftx.model", "ftx.reader"}
 
 each_plugin = pytest.mark.parametrize("directory", PLUGINS, ids=lambda directory: directory.name)
 

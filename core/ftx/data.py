@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftx.errors import DataError, RowError, first_line
+from ftx.readers import sources
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,12 +46,19 @@ def row_type(columns: Iterable[str]) -> str | None:
 
 
 def read_dataset(reference: str, ledger: Ledger) -> Dataset:
-    """A file, a directory of files or a hub id -> its rows, each with `_file` and `_line`.
+    """A file, a directory of files, FILE:NAME (see ftx.readers) or a hub id -> its rows, each with `_file` and `_line`.
 
     JSON and CSV are parsed here and not by `datasets`: its readers name no line, turn dates and the text "None" into
     other types, and drop keys that the first row lacks. Nested columns are kept as JSON, so that no key is invented.
     Raises DataError for what cannot be read; with `ledger.skip_bad_rows` such a row becomes a ledger entry.
     """
+    from ftx.columns import Rows
+
+    rows = Rows()
+    if sources(reference) is not None:
+        for row in read_rows(reference, ledger):
+            rows.add(row)
+        return rows.dataset()
     path = Path(reference).expanduser()
     if not path.exists():
         return _read_hub(reference, ledger)
@@ -70,6 +78,17 @@ def read_dataset(reference: str, ledger: Ledger) -> Dataset:
         )
     return rows.dataset()
 
+    for source in sources(reference) or []:
+        for row in read_rows(source.reference, ledger):
+            file, line = row.pop("_file"), row.pop("_line")
+            try:
+                yield {**source.convert(row), "_file": file, "_line": line}
+            except RowError as error:
+                if not ledger.skip_bad_rows:
+                    raise bad_row(file, line, str(error)) from error
+                ledger.add(file, line, str(error), "dropped")
+    if sources(reference) is not None:
+        return
 
 def read_rows(reference: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
     """The rows of `read_dataset` one by one, never all in memory. DataError where there is no row."""

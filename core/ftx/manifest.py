@@ -15,6 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from ftx import __version__, models
 from ftx.catalogue import Catalogue, Entry
+from ftx.readers import behind
 from ftx.recipe import to_yaml
 from ftx.run import Run, RunDir
 
@@ -49,8 +50,8 @@ def manifest_of(run: Run, catalogue: Catalogue) -> dict[str, Any]:
 
 def data_fingerprint(reference: str) -> dict[str, Any]:
     """Files with their sizes and sha256; a hub id as it is."""
-    path = Path(reference).expanduser()
-    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file()) if path.is_dir() else []
+    paths = [Path(one).expanduser() for one in behind(reference)]
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(one for one in path.glob("*") if one.is_file()) if path.is_dir() else [])]
     if not files:
         return {"hub": reference}
     return {"files": {str(file.absolute()): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}}

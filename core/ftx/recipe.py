@@ -15,6 +15,7 @@ from ftx.errors import OptionError, RecipeError, did_you_mean
 from ftx.hooks import REQUIRED_STAGES, Hooks
 from ftx.models import installed
 from ftx.options import Text, as_dict, build, coerce, fields
+from ftx.readers import absolute
 
 SINGLE = ("formatter", "quantizer", "adapter", "trainer")
 REPEATED = {"evaluators": "evaluator", "observers": "observer"}
@@ -108,8 +109,8 @@ def read_recipe(file: Path) -> dict[str, Any]:
         value = content.get(key)
         if isinstance(value, str) and not (key == "model" and value in installed()):
             beside = (file.parent / Path(value).expanduser()).resolve()
-            if beside.exists() or value.startswith((".", "/", "~")):
-                content[key] = str(beside)
+            if (found := absolute(value, file.parent)) or value.startswith((".", "/", "~")):
+                content[key] = found or str(beside)
     return content
 
 
@@ -286,8 +287,7 @@ def to_yaml(recipe: Recipe) -> str:
     for key in PATHS:
         if content[key] is None or (key == "model" and content[key] in installed()):
             continue  # an installed model's name means the same everywhere
-        if Path(content[key]).expanduser().exists():
-            content[key] = str(Path(content[key]).expanduser().absolute())
+        content[key] = absolute(content[key]) or content[key]
     hidden = {_target(path)[::2] for said in recipe.suggested.values() for path in said}
     for stage in SINGLE:
         choice = getattr(recipe, stage)
