@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -66,3 +67,4 @@ def main() -> None:
 
     Start with: ftx run --model smollm2 --data FILE
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its allocator warns of each measured step: see ftx.measure

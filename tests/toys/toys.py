@@ -208,6 +208,22 @@ class Dying:
 
 
 @plugin
+class Falling:
+    """An observer that falls over in the third step."""
+
+    @hookimpl
+    def trainer_callbacks(self, run):
+        from transformers import TrainerCallback
+
+        class Fall(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2:
+                    raise RuntimeError("the step fell over")
+
+        return [Fall()]
+
+
+@plugin
 class Hungry(Head):
     """From the fifth forward pass on it needs 1.5 GiB of addresses for each row of the batch, for a moment."""
 
@@ -218,8 +234,8 @@ class Hungry(Head):
         passes = []
 
         def eat(module, args, kwargs):
-            passes.append(1)
-            if module.training and len(passes) > 4:
+            passes.extend([1] * module.training)
+            if len(passes) > 4 and module.training:
                 torch.empty(len(kwargs["input_ids"]) * 3 << 29, dtype=torch.uint8)  # not touched, so it takes no room
 
         model.register_forward_pre_hook(eat, with_kwargs=True)
