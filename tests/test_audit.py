@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ftx.audit import Finding, audit_tokens, gate, overlap
+from ftx.audit import Finding, audit_tokens, described, gate, overlap
 from ftx.data import to_dataset
 from ftx.encode import IGNORE, encode_row, encode_text
 from ftx.errors import DataError
@@ -65,6 +65,8 @@ def test_good_rows_pass_and_are_counted(tokenizer):
         "cut_answers": 0,
         "missing_eos": 0,
         "double_bos": 0,
+        "boundary_mismatches": 0,
+        "identical_answers": 0,
         "duplicates": 0,
     }
 
@@ -161,15 +163,42 @@ def test_all_refusals_are_listed_at_once(tokenizer):
 
 
 def test_pairs_are_looked_at_on_both_sides(tokenizer):
-    good, bad = encode_text("q", "a good answer", tokenizer), encode_text("q", "", tokenizer)
+    good, other, bad = (encode_text("q", answer, tokenizer) for answer in ("a good answer", "a bad answers", ""))
     row = {"chosen_input_ids": good.input_ids, "chosen_labels": good.labels, "_file": "p.jsonl"}
     rows = [
-        {**row, "rejected_input_ids": good.input_ids, "rejected_labels": good.labels, "_line": 1},
+        {**row, "rejected_input_ids": other.input_ids, "rejected_labels": other.labels, "_line": 1},
         {**row, "rejected_input_ids": bad.input_ids, "rejected_labels": bad.labels, "_line": 2},
     ]
     assert refusal(to_dataset(rows), tokenizer).problem == "train data has an empty answer in 1 row: p.jsonl:2"
     figures = through(to_dataset(rows[:1]), tokenizer)[2]
     assert figures["tokens"] == 2 * len(good.input_ids) and figures["rows"] == 1
+
+
+def test_a_pair_of_equal_answers(tokenizer):
+    """A formatter may let one through, and truncation may make one."""
+    one = encode_text("q", "a good answer", tokenizer)
+    row = {f"{side}_{what}": getattr(one, what) for side in ("chosen", "rejected") for what in ("input_ids", "labels")}
+    error = refusal(to_dataset([{**row, "_file": "p.jsonl", "_line": 3}]), tokenizer)
+    assert error.problem == "train data has a chosen answer equal to the rejected one in 1 row: p.jsonl:3"
+
+
+def test_a_token_across_the_border_of_an_answer():
+    """A byte-pair tokenizer joins the space that ends a prompt with the answer's first word: asked alone, it never does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    space = "\u0120"
+    vocabulary = {token: i for i, token in enumerate(["<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), f"{space}y"])}
+    model = Tokenizer(models.BPE(vocab=vocabulary, merges=[(space, "y")]))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    pairs = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")
+    rows = [("is it? ", "yes"), ("is it?", " yes"), ("is it? ", "no")]
+    made = [encode_text(prompt, answer, pairs) for prompt, answer in rows]
+    assert [one.crossed for one in made] == [1, 0, 0]
+    dataset = to_dataset([{**vars(one), "_file": "d.jsonl", "_line": line} for line, one in enumerate(made, start=1)])
+    kept, run, figures = through(dataset, pairs)
+    assert len(kept) == 3 and figures["boundary_mismatches"] == 1
+    assert run.notes["said"][0] == "warning: train data: a token across the border of an answer in 1 row (d.jsonl:1)"
 
 
 # ---- into the ledger, or with a warning ----------------------------------------------------------------------------
@@ -191,7 +220,8 @@ def test_no_row_left(tokenizer):
 
 def test_duplicates_warn(tokenizer):
     kept, run, figures = through(encoded(tokenizer, [*GOOD, GOOD[0], GOOD[0], GOOD[1]]), tokenizer)
-    assert len(kept) == 9 and figures["duplicates"] == 3 and run.notes["said"] == ["warning: train data: 3 exact duplicates"]
+    assert len(kept) == 9 and figures["duplicates"] == 3
+    assert run.notes["said"] == ["warning: train data: exact duplicates of other rows in 3 rows (data.jsonl:7, data.jsonl:8, data.jsonl:9)"]
 
 
 def test_a_plugins_findings_count_as_the_cores(tokenizer):
@@ -206,6 +236,35 @@ def test_a_plugins_findings_count_as_the_cores(tokenizer):
 def test_rows_without_a_source_are_named_by_their_number(tokenizer):
     dataset = encoded(tokenizer, [*GOOD, chat("q", "")]).remove_columns(["_file", "_line"])
     assert refusal(dataset, tokenizer).problem == "train data has an empty answer in 1 row: row:7"
+
+
+def test_a_quiet_finding_is_for_audit_json_only(tokenizer):
+    dataset, run = encoded(tokenizer, GOOD), make_run()
+    finding = Finding("labels", [1], quiet=True, details={"labels": {"a": 6}})
+    gate(dataset, "train", [("observer:x", finding)], run)
+    assert run.notes["said"] == []
+    assert described("observer:x", finding, dataset) == {
+        "by": "observer:x",
+        "what": "labels",
+        "rows": 1,
+        "refuses": False,
+        "places": ["data.jsonl:2"],
+        "details": {"labels": {"a": 6}},
+    }
+
+
+def test_a_finding_without_rows_may_refuse(tokenizer):
+    with pytest.raises(DataError) as error:
+        gate(encoded(tokenizer, GOOD), "train", [("observer:x", Finding("too few rows: 6", [], True, "Add some."))], make_run(skip_bad_rows=True))
+    assert str(error.value).splitlines() == ["train data has too few rows: 6", "Add some."]
+
+
+def test_a_source_that_keeps_some_of_its_rows_is_cut_not_dropped(tokenizer):
+    rows = [{**row, "_line": line, "_part": part} for row, line, part in zip(encoded(tokenizer, GOOD[:4]), (1, 1, 2, 3), (0, 1, 0, 0), strict=True)]
+    run = make_run(skip_bad_rows=True)
+    kept = gate(to_dataset(rows), "train", [("x", Finding("bad", [0, 2], True))], run)
+    assert kept["_line"][:] == [1, 3]
+    assert [(entry.line, entry.action) for entry in run.ledger.entries] == [(1, "cut"), (2, "dropped")]
 
 
 # ---- overlap -------------------------------------------------------------------------------------------------------

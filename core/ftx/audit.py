@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ftx.encode import IGNORE, end_tokens
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: A span of labels this short may hold no answer at all: the end token, and what the template writes around it.
 SHORT = 6
+#: Rows of a finding that audit.json names one by one.
+PLACES = 1000
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Finding:
     """Something that the audit found: `what` (a few words), the row numbers (from 0), and whether it refuses the run.
 
     `remedy` says what to do. `droppable`: with --skip-bad-rows the rows go to the ledger instead. `drop`: they go there anyway.
+    `quiet`: for audit.json only, nothing is printed. `details`: JSON values that audit.json keeps with it.
     """
 
     what: str
@@ -35,6 +38,8 @@ class Finding:
     remedy: str = ""
     droppable: bool = True
     drop: bool = False
+    quiet: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[list[Finding], dict[str, Any]]:
@@ -45,7 +50,7 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
 
     ends = end_tokens(tokenizer)
     bos = tokenizer.bos_token_id
-    found: dict[str, list[int]] = {"none": [], "lost": [], "empty": [], "cut": [], "no_end": [], "double_bos": []}
+    found: dict[str, list[int]] = {"none": [], "lost": [], "empty": [], "cut": [], "no_end": [], "double_bos": [], "crossed": [], "identical": []}
     lengths, supervised, seen = array("l"), 0, array("Q")
     columns = [("input_ids", "labels")] if "labels" in dataset.column_names else [(f"{side}_input_ids", f"{side}_labels") for side in ("chosen", "rejected")]
     for number, row in enumerate(row for rows in chunks(dataset) for row in rows):
@@ -56,11 +61,16 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
             faults |= _faults(ids, labels, cut, ends, bos, tokenizer)
             lengths.append(len(ids))
             supervised += sum(label != IGNORE for label in labels[1:])
+        if row.get("crossed"):
+            faults.add("crossed")
+        if len(columns) == 2 and row["chosen_input_ids"] == row["rejected_input_ids"]:
+            faults.add("identical")
         seen.append(_digest(repr([row[ids] for ids, _ in columns])))
         if run.recipe.allow_truncation and cut and "none" in faults:
             faults = {"lost"}
         for fault in faults:
             found[fault].append(number)
+    copies = numpy.setdiff1d(numpy.arange(len(seen)), numpy.unique(seen, return_index=True)[1]).tolist()  # all but the first of each
     figures = {
         "rows": len(dataset),
         "tokens": sum(lengths),
@@ -72,7 +82,9 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
         "cut_answers": len(found["cut"]) + len(found["lost"]),
         "missing_eos": len(found["no_end"]),
         "double_bos": len(found["double_bos"]),
-        "duplicates": len(seen) - len(numpy.unique(seen)),
+        "boundary_mismatches": len(found["crossed"]),
+        "identical_answers": len(found["identical"]),
+        "duplicates": len(copies),
     }
     longer = "raise -o trainer.max_length=N, or let answers be cut with --allow-truncation"
     findings = [
@@ -88,10 +100,11 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
             droppable=False,
         ),
         Finding("a doubled BOS token", found["double_bos"], True, "The template writes one and the tokenizer adds another: drop one of them.", droppable=False),
+        Finding("a chosen answer equal to the rejected one", found["identical"], True, "Such a pair teaches nothing: mend or drop it (--skip-bad-rows)."),
+        Finding("a token across the border of an answer", found["crossed"], remedy="Let the prompt end without a space, and the answer begin with it."),
+        Finding("exact duplicates of other rows", copies, remedy="Take the later ones out."),
     ]
-    if figures["duplicates"]:
-        findings.append(Finding(f"{figures['duplicates']} exact duplicates", []))
-    return [finding for finding in findings if finding.rows or (not finding.refuse and "duplicates" in finding.what)], figures
+    return [finding for finding in findings if finding.rows], figures
 
 
 def _faults(ids: list[int], labels: list[int], cut: int, ends: set[int], bos: int | None, tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -126,26 +139,30 @@ def _spans(labels: list[int]) -> Iterable[tuple[int, int]]:
 
 def gate(dataset: Dataset, split: str, findings: list[tuple[str, Finding]], run: Run) -> Dataset:
     """Let the dataset through, without the rows that may be dropped, or raise one DataError that lists every refusal."""
-    refusals, dropped = [], set()
+    refusals: list[tuple[str, Finding]] = []
+    dropped: set[int] = set()
+    reasons: list[tuple[str, list[int]]] = []
     for author, finding in findings:
         if finding.refuse and finding.droppable and run.recipe.skip_bad_rows and finding.rows:
             dropped.update(finding.rows)
-            for number in finding.rows:
-                run.ledger.add(*_source(dataset, number), finding.what, "dropped")
+            reasons.append((finding.what, finding.rows))
         elif finding.refuse:
             refusals.append((author, finding))
         else:
             places = f" in {_count(finding.rows)} ({_places(dataset, finding.rows)})" if finding.rows else ""
-            run.say(f"warning: {split} data: {finding.what}{places}{', left out' if finding.drop else ''}")
+            if not finding.quiet:
+                run.say(f"warning: {split} data: {finding.what}{places}{', left out' if finding.drop else ''}")
             if finding.drop:
                 dropped.update(finding.rows)
-                for number in finding.rows:
-                    run.ledger.add(*_source(dataset, number), finding.what, "dropped")
+                reasons.append((finding.what, finding.rows))
             if finding.what == "an answer cut by truncation":
-                for number in finding.rows:
-                    run.ledger.add(*_source(dataset, number), finding.what, "cut")
+                for source in _sources(dataset, finding.rows):
+                    run.ledger.add(*source, finding.what, "cut")
     if refusals:
-        lines = [f"{split} data has {finding.what} in {_count(finding.rows)}: {_places(dataset, finding.rows)}" for _, finding in refusals]
+        lines = [
+            f"{split} data has {finding.what}{f' in {_count(finding.rows)}: {_places(dataset, finding.rows)}' if finding.rows else ''}"
+            for _, finding in refusals
+        ]
         raise DataError("\n       ".join(lines), "\n".join(dict.fromkeys(finding.remedy for _, finding in refusals if finding.remedy)))
     if len(dropped) == len(dataset):
         raise DataError(f"{split} data: no row is left; all are in the ledger.", "Mend the data, or choose another formatter.")
@@ -153,7 +170,19 @@ def gate(dataset: Dataset, split: str, findings: list[tuple[str, Finding]], run:
         return dataset
     from ftx.columns import without
 
-    return without(dataset, dropped)
+    left = without(dataset, dropped)
+    still = set(_sources(left, range(len(left)))) if "_part" in left.column_names else set()  # a source of several rows may keep some of them
+    for what, rows in reasons:
+        for source in _sources(dataset, rows):
+            run.ledger.add(*source, what, "cut" if source in still else "dropped")
+    return left
+
+
+def described(author: str, finding: Finding, dataset: Dataset) -> dict[str, Any]:
+    """A finding as audit.json has it: `places` names at most PLACES of its rows."""
+    entry = {"by": author, "what": finding.what, "rows": len(finding.rows), "refuses": finding.refuse}
+    places = [f"{file}:{line}" for file, line in _sources(dataset, finding.rows[:PLACES])]
+    return {**entry, "places": places, **({"details": finding.details} if finding.details else {})}
 
 
 def overlap(train: Dataset, evaluation: Dataset) -> list[int]:
@@ -185,13 +214,16 @@ def _folded(value: Any) -> Any:
     return [_folded(one) for one in value] if isinstance(value, list) else value
 
 
-def _source(dataset: Dataset, number: int) -> tuple[str, int]:
-    row = dataset[number]
-    return str(row.get("_file", "row")), int(row.get("_line", number + 1))
+def _sources(dataset: Dataset, rows: Sequence[int]) -> Iterable[tuple[str, int]]:
+    """File and line of each of these rows; of rows without them, their numbers."""
+    if not {"_file", "_line"} <= set(dataset.column_names):
+        return [("row", number + 1) for number in rows]
+    some = dataset.select_columns(["_file", "_line"]).select(rows)
+    return zip(some["_file"], some["_line"], strict=True)
 
 
 def _places(dataset: Dataset, rows: list[int], most: int = 3) -> str:
-    named = [f"{file}:{line}" for file, line in (_source(dataset, number) for number in rows[:most])]
+    named = [f"{file}:{line}" for file, line in _sources(dataset, rows[:most])]
     return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ftx.errors import ModelError, RowError
@@ -18,18 +18,22 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, and labels of the same length (IGNORE where the loss does not count); `cut` supervised tokens are lost."""
+    """Token ids, and labels of the same length (IGNORE where the loss does not count); `cut` supervised tokens are lost.
+
+    `crossed` answers have a token that reaches over their beginning or end: who is asked the question alone never sees it.
+    """
 
     input_ids: list[int]
     labels: list[int]
     cut: int = 0
+    crossed: int = 0
 
     def truncated(self, max_length: int | None) -> Encoded:
         """The first `max_length` tokens, as TRL keeps them, with the count of supervised tokens that this loses."""
         if max_length is None or len(self.input_ids) <= max_length:
             return self
         lost = sum(label != IGNORE for label in self.labels[max_length:])
-        return Encoded(self.input_ids[:max_length], self.labels[:max_length], self.cut + lost)
+        return replace(self, input_ids=self.input_ids[:max_length], labels=self.labels[:max_length], cut=self.cut + lost)
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ def tokenised(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) 
         tokens = tokenizer([rendered[number].text for number in numbers], add_special_tokens=plain, return_offsets_mapping=True)
         for number, ids, offsets in zip(numbers, tokens["input_ids"], tokens["offset_mapping"], strict=True):
             one = rendered[number]
-            encoded = Encoded(ids, _labels(ids, offsets, one.spans))
+            encoded = Encoded(ids, _labels(ids, offsets, one.spans), crossed=_crossed(offsets, one.spans))
             done[number] = _ended(encoded, one, tokenizer) if plain else encoded
     return [done[number] for number in range(len(rendered))]
 
@@ -217,12 +221,18 @@ def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[in
     return labels
 
 
+def _crossed(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> int:
+    """How many spans have a border inside a token."""
+    inside = {border for start, end in offsets for border in range(start + 1, end)}
+    return sum(bool(inside.intersection(span)) for span in spans)
+
+
 def _ended(encoded: Encoded, rendered: Rendered, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """Plain text with its end token."""
     start, end = rendered.spans[0]
     if end > start and encoded.input_ids and encoded.input_ids[-1] == tokenizer.eos_token_id:
-        return Encoded(encoded.input_ids, [*encoded.labels[:-1], tokenizer.eos_token_id])  # the tokenizer's own has no place in the text
-    return Encoded([*encoded.input_ids, tokenizer.eos_token_id], [*encoded.labels, tokenizer.eos_token_id])
+        return replace(encoded, labels=[*encoded.labels[:-1], tokenizer.eos_token_id])  # the tokenizer's own has no place in the text
+    return replace(encoded, input_ids=[*encoded.input_ids, tokenizer.eos_token_id], labels=[*encoded.labels, tokenizer.eos_token_id])
 
 
 def _for_template(messages: Messages, tools: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Messages, Any]:

@@ -66,14 +66,18 @@ def encode_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Ru
     """Formatted rows -> token ids and labels. Owner: the trainer, once for each split.
 
     Result: `input_ids` and `labels` (lists of int, equal length, -100 where the loss does not count), or a pair of each
-    prefixed `chosen_` and `rejected_`; `cut` (int: supervised tokens lost to truncation); `_file` and `_line` where the
-    rows have them. Must be row for row: the core checks the count.
+    prefixed `chosen_` and `rejected_`; `cut` (int: supervised tokens lost to truncation) and, if it is known, `crossed`
+    (int: answers with a token across their border); `_file`, `_line` and `_part` where the rows have them. Must be row for row: the core checks the count.
     """
 
 
 @hookspec
-def audit_dataset(dataset: Dataset, split: str, run: Run) -> list[Finding] | None:
-    """Findings about the encoded rows of one split (`train` or `eval`): what, which rows, refuse or warn."""
+def audit_dataset(dataset: Dataset, rows: Dataset, train_rows: Dataset | None, split: str, run: Run) -> list[Finding] | None:
+    """Findings about the rows of one split (`train` or `eval`): what, which rows, refuse or warn.
+
+    `dataset`: token ids and labels, as `encode_dataset` gave them; `rows`: the formatted rows behind them, row for row.
+    `train_rows`: in the split `eval` the formatted training rows that are used, else None.
+    """
 
 
 @hookspec

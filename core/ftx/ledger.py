@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+#: What can become of a row that is not used as it came. `cut`: a part of it is lost, an end of an answer or one of the rows that it gives.
+ACTIONS = ("dropped", "cut", "repaired")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -18,23 +21,53 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one run, and whether bad rows may be dropped into it at all (`--skip-bad-rows`)."""
+    """The entries of one run, and whether bad rows may be dropped into it at all (`--skip-bad-rows`).
+
+    `came` counts the source rows of each split as they are read. One file may serve for two splits, so what became of a row
+    is kept by split; `begin` says which one is read now.
+    """
 
     skip_bad_rows: bool = False
     entries: list[Entry] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.split = ""
+        self.came: dict[str, int] = {}
+        self._seen: set[Entry] = set(self.entries)
+        self._actions: dict[str, dict[tuple[str, int], set[str]]] = {}
+        for entry in self.entries:
+            self._note(entry)
+
+    def begin(self, split: str) -> None:
+        """The rows that are read from now on are those of `split`."""
+        self.split = split
+        self.came[split] = 0
+        self._actions[split] = {}
+
+    def count(self, rows: int = 1) -> None:
+        """So many source rows have been read, whether they can be used or not."""
+        self.came[self.split] = self.came.get(self.split, 0) + rows
+
     def add(self, file: str, line: int, reason: str, action: str) -> None:
         entry = Entry(file, line, reason, action)
+        self._note(entry)
         if entry not in self._seen:
             self._seen.add(entry)
             self.entries.append(entry)
 
-    def __post_init__(self) -> None:
-        self._seen: set[Entry] = set(self.entries)
-
     def dropped(self) -> set[tuple[str, int]]:
-        """(file, line) of every source row that gave nothing."""
-        return {(entry.file, entry.line) for entry in self.entries if entry.action == "dropped"}
+        """(file, line) of every source row of the split that gave nothing."""
+        return {source for source, actions in self._of_split().items() if "dropped" in actions}
+
+    def changed(self) -> set[tuple[str, int]]:
+        """(file, line) of every source row of the split that is used, but not as it came."""
+        return {source for source, actions in self._of_split().items() if "dropped" not in actions}
 
     def as_rows(self) -> list[dict[str, Any]]:
         return [asdict(entry) for entry in self.entries]
+
+    def _note(self, entry: Entry) -> None:
+        self._of_split().setdefault((entry.file, entry.line), set()).add(entry.action)
+
+    def _of_split(self) -> dict[tuple[str, int], set[str]]:
+        return self._actions.setdefault(self.split, {})

@@ -42,6 +42,7 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
     for name, reference in (("train", run.recipe.data), ("eval", run.recipe.eval_data)):
         if reference is None:
             continue
+        run.ledger.begin(name)
         raw = read_dataset(reference, run.ledger)
         rows = hooks.call("format_dataset", dataset=raw, run=run)
         check_rows(raw, rows, "formatter", hooks, run)
@@ -59,13 +60,16 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
         check_rows(rows, tokens, "trainer", hooks, run)
         own, figures = audit.audit_tokens(tokens, name, tokenizer, run)
         findings = [("core", finding) for finding in own]
-        for author, more in hooks.each("audit_dataset", dataset=tokens, split=name, run=run):
+        encoded = _behind(rows, tokens)
+        train_rows = splits["train"].rows if name == "eval" else None
+        for author, more in hooks.each("audit_dataset", dataset=tokens, rows=encoded, train_rows=train_rows, split=name, run=run):
             findings += [(author, finding) for finding in more or []]
-        report[name] = {**figures, "findings": [{"by": author, "what": f.what, "rows": len(f.rows), "refuses": f.refuse} for author, f in findings]}
         kept = audit.gate(tokens, name, findings, run)
         splits[name] = Split(_matching(rows, tokens, kept), kept)
+        counts = account(name, kept, run)
+        report[name] = {**figures, "source_rows": counts, "findings": [audit.described(author, finding, tokens) for author, finding in findings]}
         run.say(
-            f"{name}: {len(kept)} rows of {raw.num_rows} in {reference}, {figures['tokens']} tokens, "
+            f"{name}: {len(kept)} rows of {counts['in']} in {reference}, {figures['tokens']} tokens, "
             f"{figures['supervised_share']:.0%} supervised, longest {figures['length']['max']}"
         )
     if "eval" in splits:
@@ -81,6 +85,34 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
             )
             audit.gate(splits["eval"].rows, "eval", [("core", finding)], run)
     return splits, report
+
+
+def account(split: str, tokens: Dataset, run: Run) -> dict[str, int]:
+    """Source rows that came in, that are used, changed or not, and that were dropped. PluginError if the sum is not right.
+
+    `in` = `as_they_came` + `changed` + `dropped`; of the last two every row stands in the ledger.
+    """
+    ledger = run.ledger
+    came, dropped = ledger.came.get(split, 0), ledger.dropped()
+    used, both = came - len(dropped), 0
+    if _have_sources(tokens):
+        import numpy
+
+        from ftx import columns
+
+        files: list[str] = []
+        keys = numpy.unique(columns.sources(tokens, files))
+        used = len(keys)
+        if dropped:
+            both = sum(columns.source(key, files) in dropped for key in keys)
+    if both or came != used + len(dropped) or len(tokens) < used:
+        wrong = f"{both} of them are both" if both else f"{abs(came - used - len(dropped)) or used - len(tokens)} are not accounted for"
+        raise PluginError(
+            f"{split} data: {came} rows came in, {used} are used and {len(dropped)} are in the ledger as dropped; {wrong}.",
+            "A formatter or trainer that leaves rows out must do it through ftx.format_rows, which writes them down.",
+        )
+    changed = len(ledger.changed())
+    return {"in": came, "used": used, "as_they_came": used - changed, "changed": changed, "dropped": len(dropped)}
 
 
 def read_questions(hooks: Hooks, run: Run) -> Dataset | None:
@@ -123,6 +155,25 @@ def check_rows(before: Dataset, after: Dataset, who: str, hooks: Hooks, run: Run
             f"{who} '{name}' lost or invented {count} rows without a ledger entry ({where}).",
             "Rows are dropped through ftx.format_rows, which writes them down.",
         )
+
+
+def _behind(rows: Dataset, tokens: Dataset) -> Dataset:
+    """The formatted rows that were encoded, one for each encoded row, in its order."""
+    if len(rows) == len(tokens):
+        return rows
+    import numpy
+
+    from ftx import columns
+
+    files: list[str] = []
+    came, used = columns.sources(rows, files), columns.sources(tokens, files)
+    mask = numpy.isin(came, used)
+    if mask.sum() != len(tokens) and {"_part"} <= set(rows.column_names) & set(tokens.column_names):
+        known = set(zip(used.tolist(), tokens["_part"], strict=True))
+        mask = numpy.array([one in known for one in zip(came.tolist(), rows["_part"], strict=True)])
+    if mask.sum() != len(tokens):
+        raise PluginError("the trainer's rows cannot be told apart: some rows of one source are missing.", "Encode with ftx.format_rows, which keeps `_part`.")
+    return columns.kept(rows, mask)
 
 
 def _matching(rows: Dataset, tokens: Dataset, kept: Dataset) -> Dataset:

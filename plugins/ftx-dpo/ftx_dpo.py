@@ -120,7 +120,7 @@ def joined(chosen: Encoded, rejected: Encoded) -> dict[str, Any]:
     """Two encoded answers as one row."""
     sides = {"chosen": chosen, "rejected": rejected}
     columns = {f"{name}_{what}": getattr(one, what) for name, one in sides.items() for what in ("input_ids", "labels")}
-    return {**columns, "cut": chosen.cut + rejected.cut}
+    return {**columns, "cut": chosen.cut + rejected.cut, "crossed": chosen.crossed + rejected.crossed}
 
 
 def split_prompt(row: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class SFT(Training):
             for one in encode_rows(rows, tokenizer):
                 if isinstance(one, Encoded):
                     kept = one.truncated(self.max_length)
-                    yield {"input_ids": kept.input_ids, "labels": kept.labels, "cut": kept.cut}
+                    yield {"input_ids": kept.input_ids, "labels": kept.labels, "cut": kept.cut, "crossed": kept.crossed}
                 else:
                     yield one
 
