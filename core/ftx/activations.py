@@ -48,5 +48,6 @@ def boundary(shape: Shape) -> int:
 
 
 def backward(shape: Shape) -> int:
-    """Bytes beside what is saved while the backward pass goes through one layer: the gradients of SwiGLU's three, and two of the layer's own."""
-    return shape.tokens * (3 * shape.compute * shape.intermediate + 2 * shape.between * shape.hidden)
+    """Bytes beside what is saved when the backward pass of a layer stands highest, in its SwiGLU: the gradients of its
+    three, less the down projection's input, which is gone by then; and the layer's own gradient."""
+    return shape.tokens * (2 * shape.compute * shape.intermediate + shape.between * shape.hidden)

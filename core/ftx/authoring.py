@@ -16,7 +16,7 @@ PROJECT = "ftx"
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 #: What a plugin class may say of itself: unannotated class attributes, never options.
-DECLARATIONS: dict[str, Any] = {"accepts": (), "produces": (), "conflicts": (), "requires": (), "suggests": {}, "owns": {}}
+DECLARATIONS: dict[str, Any] = {"accepts": (), "produces": (), "conflicts": (), "requires": (), "suggests": {}, "owns": {}, "sequences": 1}
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, rest: bool = False) -> Any:
@@ -63,3 +63,11 @@ def is_plugin(cls: object) -> bool:
 def declared(cls: object, what: str) -> Any:
     """What a plugin says of itself under one of DECLARATIONS, or the empty default."""
     return getattr(cls, what, DECLARATIONS[what])
+
+
+def suggestions(cls: object, device: str = "auto") -> dict[str, Any]:
+    """What a plugin suggests on a device (as `--device` says, auto included): its mapping, or what its callable gives."""
+    said = declared(cls, "suggests")
+    if callable(said):
+        said = said(device) if inspect.signature(said).parameters else said()
+    return dict(said)

@@ -13,6 +13,7 @@ from ftx import __version__
 #: Command -> one line of help. The module is ftx.commands.NAME, its command is called `command`.
 COMMANDS = {
     "run": "Fine-tune: resolve, check, train, evaluate base and tuned.",
+    "plan": "Predict memory, time and disk of a run before anything is loaded.",
     "resume": "Go on with a run that was interrupted.",
     "rerun": "Repeat a run into a new directory, and say whether the result is equal.",
     "compare": "Show what differs between runs in recipe, versions, data and scores.",
@@ -21,6 +22,7 @@ COMMANDS = {
     "export": "Hand a finished run on in another form, read back and held to the run.",
     "chat": "Talk to a finished run: its tuned model, its base, or both.",
     "generate": "Write a finished run's answers to a file of prompts.",
+    "models": "List recommended models, and which fit this machine.",
     "plugins": "List, describe, scaffold and examine plugins.",
     "doctor": "Look at the environment and at each installed plugin's needs.",
 }

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from typing import Any
 
-from ftx.authoring import declared
+from ftx.authoring import declared, suggestions
 from ftx.catalogue import Catalogue
 from ftx.hooks import hook_names
 from ftx.options import describe as describe_type
@@ -17,14 +17,13 @@ def described(stage: str, name: str, catalogue: Catalogue | None = None) -> dict
     """Everything that a person wants to know of one plugin, as plain values. Imports that plugin only."""
     catalogue = catalogue or Catalogue()
     entry, cls = catalogue.find(stage, name), catalogue.load(stage, name)
-    said = declared(cls, "suggests")
     return {
         "stage": stage,
         "name": name,
         "origin": entry.origin if entry.version else entry.value,
         "doc": inspect.getdoc(cls) or "",
         **{what: list(declared(cls, what)) for what in ("accepts", "produces", "requires", "conflicts")},
-        "suggests": dict(said() if callable(said) else said),
+        "suggests": suggestions(cls),
         "hooks": [hook for hook in hook_names() if hasattr(cls, hook)],
         "options": option_table(cls),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ftx import activations
@@ -122,12 +122,13 @@ def highest(shape: Shape, kinds: dict[str, int]) -> tuple[str, dict[str, int]]:
 
 def generating(run: Run, shape: Shape) -> int:
     """Bytes of a batch of generation: keys and values of every layer, and the logits of the last position. 0 without evaluators."""
-    longest = max((choice.options.get("max_new_tokens", 0) or 0 for choice in run.recipe.evaluators), default=0)
+    longest = max((int(choice.options.get("max_new_tokens", 0) or 0) for choice in run.recipe.evaluators), default=0)
     if not run.recipe.evaluators:
         return 0
     width = shape.longest + longest
     rows = max(1, min(GENERATED_ROWS, GENERATED_TOKENS // max(1, width)))
-    return rows * (width * shape.layers * 2 * shape.keys * shape.compute + shape.vocabulary * (shape.compute + 4))
+    size: int = rows * (width * shape.layers * 2 * shape.keys * shape.compute + shape.vocabulary * (shape.compute + 4))
+    return size
 
 
 # ---- from data
@@ -149,7 +150,3 @@ def steps_of(rows: int, options: dict[str, Any]) -> int:
         return int(options["max_steps"])
     batches = rows // batch if options.get("dataloader_drop_last") else math.ceil(rows / batch)
     return math.ceil(max(1, math.ceil(batches / accumulation)) * options.get("num_train_epochs", 1))
-
-
-def with_numbers(prediction: Prediction, **numbers: Any) -> Prediction:
-    return replace(prediction, **numbers)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ftx.authoring import declared
+from ftx.authoring import suggestions as suggestions_of
 from ftx.catalogue import Catalogue
 from ftx.errors import OptionError, RecipeError, did_you_mean
 from ftx.hooks import REQUIRED_STAGES, Hooks
@@ -37,6 +37,7 @@ PLAIN: dict[str, Any] = {
     "skip_bad_rows": bool,
     "allow_truncation": bool,
     "allow_overlap": bool,
+    "no_cache": bool,
 }
 
 
@@ -69,6 +70,7 @@ class Recipe:
     skip_bad_rows: bool = False
     allow_truncation: bool = False
     allow_overlap: bool = False
+    no_cache: bool = False
     suggested: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def choices(self) -> list[tuple[str, Choice]]:
@@ -256,8 +258,7 @@ def _suggestions(recipe: Recipe, classes: dict[tuple[str, str], type[Any]]) -> t
     values: dict[str, dict[str, Any]] = {}
     authors: dict[tuple[str, str], dict[str, Any]] = {}
     for (stage, name), cls in classes.items():
-        said = declared(cls, "suggests")
-        said = recipe.suggested.get(f"{stage}:{name}", said() if callable(said) else said)
+        said = recipe.suggested[f"{stage}:{name}"] if f"{stage}:{name}" in recipe.suggested else suggestions_of(cls, recipe.device)
         for path, value in sorted(said.items(), key=lambda one: bool(_target(one[0])[1])):  # what is said for one plugin goes before
             target, only, option = _target(path)
             if only and only != getattr(getattr(recipe, target, None), "name", None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,16 +38,14 @@ def changes(shape: Shape) -> dict[str, int]:
     from ftx import activations
 
     kept = 0
-    beside = activations.backward(shape)
     if "layers" in shape.fused:
         kept += shape.norms * (norm(shape) - activations.norm(shape)) * shape.tokens
         kept -= shape.compute * shape.intermediate * shape.tokens  # silu(gate), computed again
         if shape.trains_base:
             kept -= shape.norms * shape.between * shape.hidden * shape.tokens  # what the norm's weight multiplies, too
-        beside = shape.tokens * (2 * shape.compute * shape.intermediate + shape.between * shape.hidden)
     if "attention" in shape.fused and shape.device == "cpu":
         kept += sum(attention(shape, count, longest) for count, longest in batches(shape)) - activations.attention(shape) * shape.tokens
-    return {"activations": shape.layers * kept, "buffers": beside - activations.backward(shape)}
+    return {"activations": shape.layers * kept}
 
 
 def norm(shape: Shape) -> int:
@@ -92,14 +90,11 @@ def head(shape: Shape, *, compared: bool = False) -> int:
     rows, logits = chunk(shape), chunk(shape) * shape.vocabulary
     more = shape.supervised > rows  # the logits of the chunk before are still there
     found = 2 * e * shape.supervised * shape.hidden
-    if e == 4:
-        forward = logits * (12 if more else 8)
-    else:
-        forward = logits * (12 if more else 8)
-    if shape.loaded != e or shape.autocast:
+    forward = logits * (12 if more else 8)
+    if e != (4 if shape.quantized or shape.trains_base else shape.loaded):
         forward += e * shape.vocabulary * shape.hidden  # the weight in the dtype of the products
     if compared:
-        forward = max(forward, logits * (20 if more else 16))
+        forward = max(forward, logits * 20)
         found += e * shape.supervised * shape.hidden
     if shape.trains_base:
         weight = 4 * shape.vocabulary * shape.hidden
@@ -108,7 +103,8 @@ def head(shape: Shape, *, compared: bool = False) -> int:
 
 
 def plain_head(shape: Shape) -> int:
-    """Bytes that the loss needs where the model's own head makes logits of the supervised positions: as they come, in
-    float32, their log-softmax, and its gradient; three more in the model's dtype for a soft cap."""
-    logits = shape.supervised * shape.vocabulary
-    return logits * (shape.compute + 12 + 3 * shape.compute * shape.softcap) + shape.compute * shape.supervised * shape.hidden
+    """Bytes that the loss needs where the model's own head makes logits of the supervised positions: in float32 and, if that
+    is another dtype, as they come; their log-softmax, its gradient; once more for a soft cap; the gradient of a head that trains."""
+    e, logits = 2 if shape.autocast else shape.compute, shape.supervised * shape.vocabulary
+    each = 12 + (e if e != 4 else 0) + e * shape.softcap
+    return logits * each + e * shape.supervised * shape.hidden + 4 * shape.vocabulary * shape.hidden * shape.trains_base

@@ -28,11 +28,11 @@ class QLoRA(LoRA):
             raise ValueError(f"init={self.init} changes the base's weights, which cannot be done to quantised ones: use init=true")
 
     @staticmethod
-    def suggests() -> dict[str, Any]:
-        """LoRA's, and the paper's paged 8-bit optimizer where there is a GPU for it."""
-        import torch
+    def suggests(device: str) -> dict[str, Any]:
+        """LoRA's, and the paper's paged 8-bit optimizer where there is a GPU for it. `device`: as --device says, auto included."""
+        from ftx.machine import gpus
 
-        paged = {"trainer.optim": "paged_adamw_8bit"} if torch.cuda.is_available() else {}
+        paged = {"trainer.optim": "paged_adamw_8bit"} if device == "cuda" or (device == "auto" and gpus()) else {}
         return LoRA.suggests | paged
 
     @hookimpl

@@ -159,10 +159,13 @@ def test_another_owner_of_the_quantisation_is_refused():
 
 
 def test_suggestions(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert QLoRA.suggests() == LoRA.suggests
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert QLoRA.suggests() == {**LoRA.suggests, "trainer.optim": "paged_adamw_8bit"}
+    paged = {**LoRA.suggests, "trainer.optim": "paged_adamw_8bit"}
+    monkeypatch.setattr("ftx.machine.gpus", lambda: [])
+    assert QLoRA.suggests("auto") == QLoRA.suggests("cpu") == LoRA.suggests
+    assert QLoRA.suggests("cuda") == paged  # planned for a machine that is not this one
+    monkeypatch.setattr("ftx.machine.gpus", lambda: [("a GPU", 24 << 30)])
+    assert QLoRA.suggests("auto") == paged
+    assert QLoRA.suggests("cpu") == LoRA.suggests
 
 
 def test_a_paged_optimizer_on_a_cpu_is_refused():

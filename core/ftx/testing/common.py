@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from ftx.authoring import declared, is_plugin
+from ftx.authoring import declared, is_plugin, suggestions
 from ftx.catalogue import STAGES, Catalogue
 from ftx.data import ROW_TYPES
 from ftx.errors import OptionError
@@ -127,8 +127,7 @@ class Contract:
             assert not isinstance(declared(self.plugin, what), str), f"{what} must be a tuple of texts"
             for key in declared(self.plugin, what):
                 assert key.partition(":")[0] in STAGES and key.partition(":")[2], f"{what}: '{key}' is not of the form stage:name"
-        said = declared(self.plugin, "suggests")
-        for path in said() if callable(said) else said:
+        for path in suggestions(self.plugin):
             assert path.partition(".")[0].partition(":")[0] in STAGES and path.partition(".")[2], f"suggests: '{path}' is not of the form stage.option"
 
     def test_its_options(self) -> None:
