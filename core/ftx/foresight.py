@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftx.catalogue import Catalogue
+from ftx.hooks import Hooks
 from ftx.ledger import Ledger
 from ftx.machine import Machine, parse_size, said, this_machine
-from ftx.planning import AGAIN, MICRO, TIMES, Case, Change, Planner, Rows, refusal, settle, with_options
+from ftx.planning import AGAIN, MICRO, TIMES, Case, Change, Planner, Rows, refusal, rows_of, settle, with_options
 from ftx.recipe import Recipe, resolve
 from ftx.run import Run
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from ftx.console import Console
 
 log = logging.getLogger("ftx")
@@ -31,8 +34,11 @@ MOMENTS = {
 }
 
 
-def plan(wanted: Recipe, catalogue: Catalogue, console: Console, *, device_memory: str | None = None, fit: bool = False, force: bool = False) -> dict[str, Any]:
-    """Print the plan of a recipe; its numbers as `--json` has them. FtxError where the run would not fit, unless `force`."""
+def plan(
+    wanted: Recipe, catalogue: Catalogue, console: Console, *, device_memory: str | None = None, fit: bool = False, force: bool = False, show: int = 0
+) -> dict[str, Any]:
+    """Print the plan of a recipe, and `show` of its training rows; its numbers as `--json` has them. FtxError where the run would
+    not fit, unless `force`."""
     machine = machine_of(wanted, device_memory)
     wanted = replace(wanted, device=machine.device) if not machine.here else wanted
     config = config_of(wanted.model, console)
@@ -43,7 +49,7 @@ def plan(wanted: Recipe, catalogue: Catalogue, console: Console, *, device_memor
     run = Run(recipe=recipe, ledger=Ledger(), device=machine.device, model=recipe.model, model_path=config, hooks=hooks, say=console.say)
     rows, audit = None, None
     if wanted.data and weights:
-        rows, audit = read(recipe, hooks, console, machine)
+        rows, audit = read(recipe, hooks, console, machine, show)
     elif machine.here:
         from ftx.pipeline import preflight
 
@@ -76,6 +82,35 @@ def plan(wanted: Recipe, catalogue: Catalogue, console: Console, *, device_memor
     return content | ({"audit": audit} if audit is not None else {})
 
 
+def decide(asked: Recipe, encoded: Dataset, run: Run, catalogue: Catalogue, *, force: bool = False) -> Case:
+    """What `ftx run` does with its plan, before the run directory is written: checkpointing, and the micro-batch where the
+    recipe leaves it open, are decided, put into the run, and said where memory asked for them. FtxError where the run would
+    not fit, unless `force`. Plugins other than the trainer stay the objects that they are."""
+    machine = Machine("cuda", _free_on_gpu(), True) if run.device == "cuda" else this_machine("cpu")
+    planner = Planner(catalogue, replace(run, say=_silent), machine, run.model_path, rows_of(encoded))
+    case, made, advice = settle(planner, asked)
+    if not planner.fits(case):
+        if not force:
+            raise refusal(planner, case, advice)
+        run.say(f"The plan is {said(case.prediction.needed)}, and {machine.device} has {said(machine.memory or 0)}: tried all the same.")
+    for change in made:
+        run.say(f"plan: {change.what}, so that it fits: {said(change.case.prediction.needed)}")
+    assert run.hooks is not None
+    hooks = Hooks()
+    for key, plugin in run.hooks.list_name_plugin():
+        stage, _, name = key.partition(":")
+        hooks.add(case.hooks.get_plugin(key) if stage == "trainer" else plugin, stage, name)
+    hooks.check()
+    run.recipe, run.hooks = case.recipe, hooks
+    return replace(case, hooks=hooks)
+
+
+def _free_on_gpu() -> int:
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
+
+
 def machine_of(wanted: Recipe, device_memory: str | None) -> Machine:
     if device_memory is None:
         return this_machine(wanted.device)
@@ -95,17 +130,19 @@ def config_of(reference: str, console: Console) -> Path:
     return models.resolve(reference, console.say)
 
 
-def read(recipe: Recipe, hooks: Any, console: Console, machine: Machine) -> tuple[Rows, dict[str, Any]]:
+def read(recipe: Recipe, hooks: Hooks, console: Console, machine: Machine, show: int = 0) -> tuple[Rows, dict[str, Any]]:
     """The training data as `ftx run` would use it: read, formatted, encoded and audited. DataError where the gate refuses."""
     from ftx import models, pipeline
-    from ftx.planning import rows_of
     from ftx.prepare import check_row_types, prepare
+    from ftx.show import show_rows
 
     check_row_types(hooks)
     run = pipeline.begin(replace(recipe, device="auto") if not machine.here else recipe, hooks, console)
     if machine.here:
         pipeline.preflight(hooks, run)
-    splits, audit = prepare(hooks, models.load_tokenizer(run.model_path), run)
+    tokenizer = models.load_tokenizer(run.model_path)
+    splits, audit = prepare(hooks, tokenizer, run)
+    show_rows(splits["train"].tokens, tokenizer, show, console)
     return rows_of(splits["train"].tokens), audit
 
 

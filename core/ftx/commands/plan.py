@@ -16,6 +16,7 @@ from ftx.commands.run import given_recipe, recipe_options
 @click.option("--device-memory", metavar="SIZE", help="Plan for a GPU (with --device cpu: a machine) with so much memory, such as 48GB, not for this machine.")
 @click.option("--fit", is_flag=True, help="Change what keeps the run from fitting, cheapest first; the effective batch stays.")
 @click.option("--force", is_flag=True, help="Exit 0 also where the run would not fit.")
+@click.option("--show", type=click.IntRange(min=0), default=0, metavar="N", help="Print the first N training rows as the model sees them.")
 @output_options
 def command(
     recipe: str | None,
@@ -23,6 +24,7 @@ def command(
     device_memory: str | None,
     fit: bool,
     force: bool,
+    show: int,
     quiet: bool,
     as_json: bool,
     traceback: bool,
@@ -40,4 +42,4 @@ def command(
         from ftx.foresight import plan
 
         console = Console(quiet=quiet, json=as_json)
-        result.content = plan(wanted, Catalogue(), console, device_memory=device_memory, fit=fit, force=force)
+        result.content = plan(wanted, Catalogue(), console, device_memory=device_memory, fit=fit, force=force, show=show)
