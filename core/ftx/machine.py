@@ -111,4 +111,4 @@ def parse_size(text: str) -> int:
 
 def said(size: float) -> str:
     """Bytes as a person reads them, in GB of 2**30."""
-    return f"{size / (1 << 30):.1f} GB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MB"
+    return f"{size / (1 << 30):.1f} GB" if size >= 1 << 30 else f"{size / (1 << 20):.{0 if size >= 10 << 20 else 1}f} MB"

@@ -20,6 +20,7 @@ from ftx.console import Console, PlainFormatter, score_table
 from ftx.drift import heed_drift
 from ftx.errors import REFUSED, FtxError, Interrupted, PluginError, RecipeError, RunError, first_line
 from ftx.evaluate import compare_phases, evaluate_phase
+from ftx.foresight import decide
 from ftx.generate import Generate
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
@@ -58,10 +59,11 @@ def train(
     resume: RunDir | None = None,
     accept_drift: bool = False,
     changed: dict[str, Any] | None = None,
+    force: bool = False,
 ) -> Outcome:
     """Run a recipe into a new directory (`output`), or go on with one (`resume`), whose recipe is `changed` in these options.
-    Raises FtxError of every kind."""
-    wanted = [choice.name for choice in recipe.observers]
+    One that would not fit into memory is refused, unless `force`. Raises FtxError of every kind."""
+    asked, wanted = recipe, [choice.name for choice in recipe.observers]
     recipe, hooks = resolve(recipe, catalogue)
     check_row_types(hooks)
     directory = resume or new_directory(output, recipe)
@@ -74,6 +76,10 @@ def train(
 
     tokenizer = models.load_tokenizer(run.model_path)
     splits, report = prepare(hooks, tokenizer, run)
+    predicted: dict[str, Any] = {}
+    if resume is None:
+        case = decide(asked, splits["train"].tokens, run, catalogue, force=force)
+        recipe, hooks, predicted = case.recipe, case.hooks, case.prediction.as_dict()
 
     with locked(directory, make=resume is None), writing(directory, hooks, run, fresh=resume is None), console:
         if resume is not None:
@@ -82,6 +88,7 @@ def train(
         directory.write_json("audit.json", report)
         write_lines(directory / "ledger.jsonl", run.ledger.as_rows())
         if resume is None:
+            directory.write_json("plan.json", {"predicted": predicted})
             write_text(directory.recipe, to_yaml(recipe))  # last: a directory with a recipe has all of these
         hooks.hook.run_started(run=run)
         for name, split in splits.items():

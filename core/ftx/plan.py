@@ -149,4 +149,4 @@ def steps_of(rows: int, options: dict[str, Any]) -> int:
     if options.get("max_steps", -1) > 0:
         return int(options["max_steps"])
     batches = rows // batch if options.get("dataloader_drop_last") else math.ceil(rows / batch)
-    return math.ceil(max(1, math.ceil(batches / accumulation)) * options.get("num_train_epochs", 1))
+    return int(math.ceil(max(1, math.ceil(batches / accumulation)) * options.get("num_train_epochs", 1)))

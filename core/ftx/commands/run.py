@@ -50,8 +50,18 @@ def given_recipe(recipe: str | None, assignments: tuple[str, ...], given: dict[s
 @click.argument("recipe", required=False)
 @recipe_options
 @click.option("--output", metavar="DIR", help="The run's directory (default: a new one under runs/).")
+@click.option("--force", is_flag=True, help="Try it also where the plan says that memory will not do.")
 @output_options
-def command(recipe: str | None, assignments: tuple[str, ...], output: str | None, quiet: bool, as_json: bool, traceback: bool, **given: Any) -> None:
+def command(
+    recipe: str | None,
+    assignments: tuple[str, ...],
+    output: str | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+    traceback: bool,
+    **given: Any,
+) -> None:
     """Fine-tune as RECIPE (YAML) and the options say.
 
     Exit status: 0 done, 1 the run failed, 2 refused before it started, 130 interrupted (see `ftx resume`).
@@ -62,5 +72,5 @@ def command(recipe: str | None, assignments: tuple[str, ...], output: str | None
         from ftx.catalogue import Catalogue
         from ftx.console import Console
 
-        outcome = pipeline.train(wanted, catalogue=Catalogue(), console=Console(quiet=quiet, json=as_json), output=output)
+        outcome = pipeline.train(wanted, catalogue=Catalogue(), console=Console(quiet=quiet, json=as_json), output=output, force=force)
         result.content = outcome.as_dict()
