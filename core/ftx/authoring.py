@@ -16,7 +16,16 @@ PROJECT = "ftx"
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 #: What a plugin class may say of itself: unannotated class attributes, never options.
-DECLARATIONS: dict[str, Any] = {"accepts": (), "produces": (), "conflicts": (), "requires": (), "suggests": {}, "owns": {}, "sequences": 1}
+DECLARATIONS: dict[str, Any] = {
+    "accepts": (),
+    "produces": (),
+    "conflicts": (),
+    "requires": (),
+    "suggests": {},
+    "owns": {},
+    "encodes_with": None,
+    "sequences": 1,
+}
 
 
 def option(default: Any = dataclasses.MISSING, help: str = "", *, rest: bool = False) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftx import audit
+from ftx import audit, cache
 from ftx.data import ROW_TYPES, read_dataset, row_type
 from ftx.errors import DataError, PluginError
 from ftx.hooks import Hooks
+from ftx.ledger import Entry, Ledger
 from ftx.run import Run, read_lines
 
 if TYPE_CHECKING:
@@ -43,21 +44,8 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
         if reference is None:
             continue
         run.ledger.begin(name)
-        raw = read_dataset(reference, run.ledger)
-        rows = hooks.call("format_dataset", dataset=raw, run=run)
-        check_rows(raw, rows, "formatter", hooks, run)
-        kind = row_type(rows.column_names)
-        trainer = next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith("trainer:"))
-        accepts = getattr(trainer, "accepts", ())
-        if kind is None or (accepts and kind not in accepts):
-            columns = ", ".join(name for name in rows.column_names if not name.startswith("_"))
-            wanted = " or ".join(accepts or ROW_TYPES)
-            raise DataError(
-                f"the formatter gave {kind or 'no known'} rows (columns {columns}), the trainer takes {wanted}.",
-                "Choose another formatter or trainer: ftx plugins",
-            )
-        tokens = hooks.call("encode_dataset", dataset=rows, tokenizer=tokenizer, run=run)
-        check_rows(rows, tokens, "trainer", hooks, run)
+        made = once(reference, hooks, tokenizer, run)
+        rows, tokens = made.rows, made.tokens
         own, figures = audit.audit_tokens(tokens, name, tokenizer, run)
         findings = [("core", finding) for finding in own]
         encoded = _behind(rows, tokens)
@@ -85,6 +73,63 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
             )
             audit.gate(splits["eval"].rows, "eval", [("core", finding)], run)
     return splits, report
+
+
+def once(reference: str, hooks: Hooks, tokenizer: Any, run: Run) -> cache.Prepared:
+    """One split, encoded now or taken from an earlier run: the ledger and what is said are the same."""
+    key = cache.key_of(reference, hooks, run)
+    found = cache.load(key) if key is not None else None
+    if found is not None:
+        for line in found.said:
+            run.say(line)
+        _take_over(run.ledger, found.came, found.entries)
+        run.notes.update(found.notes)
+        return found
+    said: list[str] = []
+    ledger, say, notes = run.ledger, run.say, dict(run.notes)
+
+    def heard(line: str) -> None:
+        said.append(line)
+        say(line)
+
+    own = Ledger(skip_bad_rows=ledger.skip_bad_rows)  # of this split alone, whatever another one has in common with it
+    run.ledger, run.say = own, heard
+    try:
+        rows, tokens = encode(reference, hooks, tokenizer, run)
+    finally:
+        run.ledger, run.say = ledger, say
+        _take_over(ledger, own.came.get("", 0), own.entries)
+    new = {name: value for name, value in run.notes.items() if name not in notes or notes[name] != value}
+    made = cache.Prepared(own.came.get("", 0), rows, tokens, said, new, own.entries)
+    if key is not None and run.is_main:
+        cache.store(key, made)
+    return made
+
+
+def _take_over(ledger: Ledger, came: int, entries: list[Entry]) -> None:
+    ledger.count(came)
+    for entry in entries:
+        ledger.add(**vars(entry))
+
+
+def encode(reference: str, hooks: Hooks, tokenizer: Any, run: Run) -> tuple[Dataset, Dataset]:
+    """A file's rows as formatted, and as token ids and labels; none lost, none invented. Raises DataError, PluginError."""
+    raw = read_dataset(reference, run.ledger)
+    rows = hooks.call("format_dataset", dataset=raw, run=run)
+    check_rows(raw, rows, "formatter", hooks, run)
+    kind = row_type(rows.column_names)
+    trainer = next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith("trainer:"))
+    accepts = getattr(trainer, "accepts", ())
+    if kind is None or (accepts and kind not in accepts):
+        columns = ", ".join(name for name in rows.column_names if not name.startswith("_"))
+        wanted = " or ".join(accepts or ROW_TYPES)
+        raise DataError(
+            f"the formatter gave {kind or 'no known'} rows (columns {columns}), the trainer takes {wanted}.",
+            "Choose another formatter or trainer: ftx plugins",
+        )
+    tokens = hooks.call("encode_dataset", dataset=rows, tokenizer=tokenizer, run=run)
+    check_rows(rows, tokens, "trainer", hooks, run)
+    return rows, tokens
 
 
 def account(split: str, tokens: Dataset, run: Run) -> dict[str, int]:

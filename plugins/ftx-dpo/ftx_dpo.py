@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from ftx import Run
-    from ftx.shape import Shape
     from ftx.encode import Encoded
+    from ftx.shape import Shape
 
 #: TRL's loss types (trl/trainer/dpo_trainer.py, 1.16).
 LOSSES = tuple("sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft sigmoid_norm".split())
@@ -26,6 +26,7 @@ class DPO(Training):
     """Direct preference optimization (Rafailov et al., 2023) with TRL's DPOTrainer: chosen above rejected, against the starting model."""
 
     accepts = ("preference",)
+    encodes_with = ("max_length",)
     sequences = 2
     trl_config = "DPOConfig"
     trl_owned = {

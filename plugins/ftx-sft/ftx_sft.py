@@ -21,6 +21,7 @@ class SFT(Training):
     """Supervised fine-tuning with TRL's SFTTrainer: next-token loss on the answers."""
 
     accepts = ("prompt-completion", "conversation", "text")
+    encodes_with = ("max_length",)
 
     packing: bool = option(False, "Put several rows into one sequence of max_length tokens; none sees another.")
     args: dict[str, Any] = option({}, "Any other field of trl.SFTConfig, as trainer.args.NAME=VALUE.")

@@ -143,6 +143,9 @@ class Training:
 
     @hookimpl
     def preflight(self, run: Run) -> list[str]:
+        from ftx_fast_imports import postpone
+
+        postpone()
         reasons = []
         if self.evaluates != "no" and run.recipe.eval_data is None:
             asking = (
