@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -167,6 +168,20 @@ def prepare_quantized(model: PreTrainedModel) -> None:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
+@contextlib.contextmanager
+def _no_quantized_layers(model: PreTrainedModel) -> Iterator[None]:
+    """In here peft does not look for 4- and 8-bit layers in a model that has none: it would import bitsandbytes, for seconds."""
+    import peft.tuners.lora.model as lora
+
+    names = () if getattr(model, "is_quantized", False) else ("is_bnb_available", "is_bnb_4bit_available")
+    before = {name: getattr(lora, name) for name in names if hasattr(lora, name)}
+    vars(lora).update(dict.fromkeys(before, lambda: False))
+    try:
+        yield
+    finally:
+        vars(lora).update(before)
+
+
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """The base with freshly initialised weights of a peft configuration, in float32; RunError for what peft refuses."""
     quiet()
@@ -176,7 +191,8 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
 
     prepare_quantized(model)
     try:
-        wrapped = get_peft_model(model, config)
+        with _no_quantized_layers(model):
+            wrapped = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise RunError(
             f"peft refuses: {(str(error).strip() or type(error).__name__).splitlines()[0]}", "Check the adapter's options against the model."
