@@ -54,7 +54,7 @@ def find_copies(rows: Dataset, threshold: float) -> Copies:
     def flush() -> None:
         if waiting:
             numbers.extend(number for number, _ in waiting)
-            keys.append(_band_keys([tokens for _, tokens in waiting], bands, width))
+            keys.append(band_keys([tokens for _, tokens in waiting], bands, width))
             waiting.clear()
 
     for number, row in enumerate(all_said(rows)):
@@ -112,7 +112,7 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return both / (len(one) + len(other) - both) if both else 0.0
 
 
-def _band_keys(token_sets: list[frozenset[str]], bands: int, width: int) -> Any:
+def band_keys(token_sets: list[frozenset[str]], bands: int, width: int) -> Any:
     """uint64 [rows, bands]: rows with an equal number in a column are candidates."""
     import numpy
     from rensa import RMinHash
