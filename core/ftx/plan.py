@@ -149,4 +149,5 @@ def steps_of(rows: int, options: dict[str, Any]) -> int:
     if options.get("max_steps", -1) > 0:
         return int(options["max_steps"])
     batches = rows // batch if options.get("dataloader_drop_last") else math.ceil(rows / batch)
-    return int(math.ceil(max(1, math.ceil(batches / accumulation)) * options.get("num_train_epochs", 1)))
+    steps: int = math.ceil(max(1, math.ceil(batches / accumulation)) * options.get("num_train_epochs", 1))
+    return steps

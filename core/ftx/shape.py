@@ -74,10 +74,10 @@ class Shape:
     trained: int = 0
     """Numbers that train. An adapter says so."""
     trains_base: bool = False
-    quantized: bool = False
-    """The layers' weight matrices are packed. A quantizer says so."""
+    packed: int = 0
+    """Bits of a number of the layers' weight matrices, where they are packed. A quantizer says so."""
     residual: int = 0
-    """Bytes of a number between the layers, if not `compute`: quantised models keep norms and embeddings in float32."""
+    """Bytes of a number between the layers, if not `compute`."""
     autocast: bool = False
     """Products in bfloat16 over float32 weights."""
     fused: frozenset[str] = frozenset()

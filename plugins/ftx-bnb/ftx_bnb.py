@@ -30,7 +30,7 @@ class NF4:
 
     @hookimpl
     def plan_shape(self, shape: Shape, run: Run) -> Shape:
-        return packed(shape)
+        return packed(shape, 4)
 
     @hookimpl
     def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
@@ -61,7 +61,7 @@ class FP4:
 
     @hookimpl
     def plan_shape(self, shape: Shape, run: Run) -> Shape:
-        return packed(shape)
+        return packed(shape, 4)
 
     @hookimpl
     def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
@@ -96,7 +96,7 @@ class Int8:
 
     @hookimpl
     def plan_shape(self, shape: Shape, run: Run) -> Shape:
-        return packed(shape)
+        return packed(shape, 8)
 
     @hookimpl
     def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
@@ -133,9 +133,9 @@ def four_bits(kind: Literal["nf4", "fp4"], *, double_quant: bool, run: Run) -> B
     )
 
 
-def packed(shape: Shape) -> Shape:
+def packed(shape: Shape, bits: Literal[4, 8]) -> Shape:
     """The shape of a base whose layers are packed."""
-    return replace(shape, quantized=True)
+    return replace(shape, packed=bits)
 
 
 def packing(shape: Shape, *, bits: Literal[4, 8], double_quant: bool = False) -> dict[str, int]:
@@ -149,7 +149,8 @@ def packing(shape: Shape, *, bits: Literal[4, 8], double_quant: bool = False) ->
         scales = blocks + 4 * -(-blocks // 256) + (1024 + 4) * matrices if double_quant else 4 * blocks
         size = numbers // 2 + scales + 64 * matrices  # and the 16 values of each
     largest = max(inputs * outputs for inputs, outputs in shape.linears.values())
-    return {"weights": size - shape.loaded * numbers, "buffers": 2 * shape.loaded * largest}
+    at_once = 1 if shape.device == "cuda" else 2  # there the next one is unpacked into the same memory
+    return {"weights": size - shape.loaded * numbers, "buffers": at_once * shape.loaded * largest}
 
 
 def keep_weights(model: PreTrainedModel) -> None:

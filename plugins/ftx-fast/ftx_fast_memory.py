@@ -91,7 +91,7 @@ def head(shape: Shape, *, compared: bool = False) -> int:
     more = shape.supervised > rows  # the logits of the chunk before are still there
     found = 2 * e * shape.supervised * shape.hidden
     forward = logits * (12 if more else 8)
-    if e != (4 if shape.quantized or shape.trains_base else shape.loaded):
+    if e != (4 if shape.trains_base else shape.loaded):
         forward += e * shape.vocabulary * shape.hidden  # the weight in the dtype of the products
     if compared:
         forward = max(forward, logits * 20)

@@ -156,16 +156,13 @@ def quiet() -> None:
 
 
 def prepare_quantized(model: PreTrainedModel) -> None:
-    """Freeze a quantised base and keep in float32 what is not quantised in it; nothing for a plain model.
+    """Freeze a quantised base; nothing for a plain model.
 
-    Done as soon as the model is loaded, so that the base that is evaluated, the one with its adapter off and the one that
-    is read back later are one and the same. Activation checkpointing stays the trainer's choice.
+    What is not quantised in it stays in the run's dtype, as it does under plain LoRA. peft's own preparation makes it
+    float32, and with it all that the layers compute: embeddings, head and activations would take twice their memory.
     """
     if getattr(model, "is_quantized", False):
-        quiet()
-        from peft import prepare_model_for_kbit_training
-
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model.requires_grad_(False)
 
 
 @contextlib.contextmanager

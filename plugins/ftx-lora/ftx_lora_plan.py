@@ -30,7 +30,7 @@ def adapted(adapter: LoRA, shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def shaped(adapter: LoRA, shape: Shape, *, dora: bool = False) -> Shape:
-    """The shape with the count of what trains; a quantised base computes in float32 between its packed layers."""
+    """The shape with the count of what trains."""
     found = adapted(adapter, shape)
     trained = shape.layers * sum(adapter.r * (i + o) + o * dora for i, o in found.values())
     listed = adapter.target_modules if isinstance(adapter.target_modules, list) else []
@@ -39,13 +39,13 @@ def shaped(adapter: LoRA, shape: Shape, *, dora: bool = False) -> Shape:
     trained += shape.vocabulary * shape.hidden * len({"lm_head", "embed_tokens"} & set(adapter.modules_to_save))
     if adapter.bias == "all":
         trained += shape.layers * shape.biases
-    return replace(shape, trained=trained, compute=4 if shape.quantized else shape.compute)
+    return replace(shape, trained=trained)
 
 
 def memory(adapter: LoRA, shape: Shape, *, dora: bool = False) -> dict[str, int]:
     """Bytes by kind; adapters and their gradients are float32."""
     found, e, r = adapted(adapter, shape), shape.compute, adapter.r
-    fused = "lora" in shape.fused and not adapter.dropout and not (shape.quantized and shape.loaded != e)
+    fused = "lora" in shape.fused and not adapter.dropout and shape.packed != 8
     groups = [[name for name in names if name in found] for names in (*SIBLINGS, ("o_proj",), ("down_proj",))]
     inputs = [found[names[0]][0] for names in groups if names and names != ["o_proj"]]  # its input is the attention's output
     outputs = sum(o for _, o in found.values())
@@ -66,7 +66,6 @@ def memory(adapter: LoRA, shape: Shape, *, dora: bool = False) -> dict[str, int]
         "adapter": 4 * shape.trained + shape.layers * 2 * 4 * outputs * dora,  # DoRA: norms of the weights, and of the adapted ones
         "gradients": 4 * shape.trained,
         "activations": shape.layers * (kept * shape.tokens + once),
-        "weights": (4 - shape.loaded) * (shape.embeddings + shape.other_parameters) if shape.quantized else 0,
         # what is gone when SwiGLU's backward pass stands highest: the down projection's own
         "buffers": -e * shape.tokens * shape.hidden if dora and fused and "down_proj" in found else 0,
     }

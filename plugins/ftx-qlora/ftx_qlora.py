@@ -45,7 +45,7 @@ class QLoRA(LoRA):
 
     @hookimpl
     def plan_shape(self, shape: Shape, run: Run) -> Shape:
-        return super().plan_shape(packed(shape), run)
+        return super().plan_shape(packed(shape, 4), run)
 
     @hookimpl
     def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
