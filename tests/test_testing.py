@@ -108,6 +108,11 @@ WRONG = [
     (ObserverContract, "test_a_run_is_the_same_with_it", wrong.Falls, "the observer fell over"),
     (ExporterContract, "test_it_writes_the_model", wrong.ExportsNothing, "nothing was written into the directory that was given; it says 'done'"),
     (ExporterContract, "test_it_writes_the_model", wrong.SpoilsTheModel, "exporting changes the model's weights"),
+    (ExporterContract, "test_what_it_writes_agrees_with_the_run", wrong.ExportsTheBase, "tokens agree ("),
+    (ExporterContract, "test_what_it_writes_agrees_with_the_run", wrong.ForgetsTheTemplate, "the chat template gives '"),
+    (ExporterContract, "test_what_it_writes_agrees_with_the_run", wrong.NeverStops, "answers end where the run's do not"),
+    (ExporterContract, "test_what_it_writes_agrees_with_the_run", wrong.LosesAWeight, "it lacks 1 weights, such as model.norm.weight"),
+    (ExporterContract, "test_what_it_writes_agrees_with_the_run", wrong.ReadsSomethingElse, "agrees with a model that was never exported"),
 ]
 CONTRACTS = (AdapterContract, EvaluatorContract, ExporterContract, FormatterContract, ObserverContract, QuantizerContract, TrainerContract)
 

@@ -68,32 +68,22 @@ def export(
     tokenizer = models.load_tokenizer(directory.model)
     rows = _prompts(hooks, run, prompts)
 
-    model = pipeline.load_base(hooks, catalogue, run)
-    model = hooks.call("load_adapted", base=model, path=directory.model, run=run)
-    probe = parity.ask(model, tokenizer, rows)
-    run.say(f"probe: {len(probe.ids)} prompts, {probe.tokens} tokens of the run's answers, in {_dtype(run)} on {run.device}")
-    report: dict[str, Any] = {
-        "run": directory.path.name,
-        "exporter": chosen,
-        "ftx": __version__,
-        "base": {"reference": _portable(run.model), "fingerprint": models.fingerprint(run.model_path)},
-        "dtype": _dtype(run),
-        "base_token_agreement": _base_agreement(hooks, model, tokenizer, probe, run),
-    }
-    form, report["departure"], kept = _form(hooks, model, tokenizer, probe, run)
-    del model
-
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        written = hooks.call("export_model", model=form, tokenizer=tokenizer, path=temporary, run=run)
-        del form
-        gc.collect()  # the reader loads the model once more
-        exported = written if isinstance(written, Exported) else Exported(written if isinstance(written, str) else f"through the exporter {to}", _LOAD)
-        report |= {"what": exported.what, "files": _files(temporary)}
-        report["parity"], wrong = _check(hooks, temporary, kept, tokenizer, least, run)
-        report["agrees"] = not wrong
+        base = pipeline.load_base(hooks, catalogue, run)
+        tuned = [hooks.call("load_adapted", base=base, path=directory.model, run=run)]
+        del base
+        exported, checked = write_checked(hooks, tuned.pop(), tokenizer, rows, temporary, run, least=least)
+        report = {
+            "run": directory.path.name,
+            "exporter": chosen,
+            "ftx": __version__,
+            "base": {"reference": _portable(run.model), "fingerprint": models.fingerprint(run.model_path)},
+            **checked,
+        }
+        wrong = report["parity"]["wrong"]
         write_text(temporary / "README.md", model_card(directory, run, exported, report, licences or {}))
         write_text(temporary / "export.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         place = target if not wrong else target.with_name(f"{target.name}.disagrees")
@@ -111,7 +101,38 @@ def export(
     return {"export": str(target), **report}
 
 
-_LOAD = """```python
+def write_checked(
+    hooks: Hooks, model: Any, tokenizer: Any, prompts: list[Any], path: Path, run: Run, *, least: float | None = None
+) -> tuple[Exported, dict[str, Any]]:
+    """Write the tuned model into the empty directory `path`, read it back and compare: what was written, and the report of
+    it, whose `parity.wrong` lists all that does not agree. Uses `model` up."""
+    probe = parity.ask(model, tokenizer, prompts)
+    run.say(f"probe: {len(probe.ids)} prompts, {probe.tokens} tokens of the run's answers, in {_dtype(run)} on {run.device}")
+    base = _base_agreement(hooks, model, tokenizer, probe, run)
+    form, departure, probe = _form(hooks, model, tokenizer, probe, run)
+    del model
+    written = hooks.call("export_model", model=form, tokenizer=tokenizer, path=path, run=run)
+    del form
+    gc.collect()  # the reader loads the model once more
+    exported = written if isinstance(written, Exported) else Exported(written if isinstance(written, str) else "its weights", LOAD)
+    files = _files(path)
+    if not any(file["bytes"] for file in files.values()):
+        raise PluginError("the exporter wrote nothing.", "export_model must write into the directory that it is given.")
+    checked = _check(hooks, path, probe, tokenizer, least, run)
+    report = {
+        "dtype": _dtype(run),
+        "what": exported.what,
+        "files": files,
+        "base_token_agreement": base,
+        "departure": departure,
+        "parity": checked,
+        "agrees": not checked["wrong"],
+    }
+    return exported, report
+
+
+#: How to load what transformers loads.
+LOAD = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH")
@@ -200,8 +221,8 @@ def _form(hooks: Hooks, model: Any, tokenizer: Any, probe: parity.Probe, run: Ru
 # ---- What was written
 
 
-def _check(hooks: Hooks, path: Path, probe: parity.Probe, tokenizer: Any, least: float | None, run: Run) -> tuple[dict[str, Any], list[str]]:
-    """Read the export back and hold it to the probe: figures for the report, and everything that is wrong."""
+def _check(hooks: Hooks, path: Path, probe: parity.Probe, tokenizer: Any, least: float | None, run: Run) -> dict[str, Any]:
+    """Read the export back and hold it to the probe: figures for the report, and everything that is `wrong`."""
     reader = hooks.call("read_exported", path=path, run=run) if hooks.owners("read_exported") else parity.read_with_transformers(path, run)
     for method in ("render", "encode", "logits", "answers"):
         if not callable(getattr(reader, method, None)):
@@ -228,7 +249,7 @@ def _check(hooks: Hooks, path: Path, probe: parity.Probe, tokenizer: Any, least:
     }
     run.say(f"parity: read back by {reader.name}, {found}")
     run.say(f"parity: {equal} of {len(probe.ids)} answers are equal, {renderings} renderings of the chat template and the tokens of {texts} texts compared")
-    return report, wrong
+    return report
 
 
 def _files(path: Path) -> dict[str, dict[str, Any]]:

@@ -192,7 +192,7 @@ def _convert(file: Path, directory: Path) -> None:
         with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the bar of the GGUF reader cannot be switched off
             tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
             model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
-            _mend_tokenizer(tokenizer, file, model.config)
+            mend_tokenizer(tokenizer, file, model.config)
             # transformers refuses to save a model that still says it is quantised
             model.hf_quantizer = None
             model.config.__dict__.pop("quantization_config", None)
@@ -207,7 +207,7 @@ def _convert(file: Path, directory: Path) -> None:
         raise ModelError(f"{file} could not be read as GGUF: {first_line(error)}", remedy) from error
 
 
-def _mend_tokenizer(tokenizer: Any, file: Path, config: Any) -> None:
+def mend_tokenizer(tokenizer: Any, file: Path, config: Any) -> None:
     """What transformers 5 does not take from a GGUF file: the longest input, and that smollm's digits stand alone (without
     this, two spaces before a digit become other tokens than the model was trained on)."""
     import gguf

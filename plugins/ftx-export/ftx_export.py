@@ -130,6 +130,8 @@ class Adapter:
 
     base_model: str | None = option(None, "What the adapter's configuration names as its base (default: the run's model, if it is no path).")
 
+    exam = {"adapter": "lora", "options": [{"base_model": "acme/base"}]}
+
     @hookimpl
     def preflight(self, run: Run) -> list[str]:
         return adapter_obstacles(run, self.base_model)

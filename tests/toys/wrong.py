@@ -769,3 +769,77 @@ class SpoilsTheModel:
             parameter.data = parameter.data.round()
         model.save_pretrained(path)
         return "done"
+
+
+@plugin
+class ExportsTheBase:
+    """Forgets what was trained."""
+
+    @hookimpl
+    def export_model(self, model, tokenizer, path, run):
+        from ftx import models
+
+        models.load_model(run.model_path, dtype=run.dtype, device=run.device).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return "done"
+
+
+@plugin
+class ForgetsTheTemplate:
+    """Hands on a tokenizer with another chat template."""
+
+    @hookimpl
+    def export_model(self, model, tokenizer, path, run):
+        import copy
+
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "")
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return "done"
+
+
+@plugin
+class NeverStops:
+    """Hands on a model that knows no end of an answer."""
+
+    @hookimpl
+    def export_model(self, model, tokenizer, path, run):
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        for name in ("config.json", "generation_config.json"):
+            text = (path / name).read_text()
+            (path / name).write_text(text.replace('"eos_token_id": 2', '"eos_token_id": null'))
+        return "done"
+
+
+@plugin
+class LosesAWeight:
+    """Leaves a weight out."""
+
+    @hookimpl
+    def export_model(self, model, tokenizer, path, run):
+        state = {name: tensor for name, tensor in model.state_dict().items() if name != "model.norm.weight"}
+        model.save_pretrained(path, state_dict=state)
+        tokenizer.save_pretrained(path)
+        return "done"
+
+
+@plugin
+class ReadsSomethingElse:
+    """Reads the run back, and not what it wrote."""
+
+    @hookimpl
+    def export_model(self, model, tokenizer, path, run):
+        (path / "note.txt").write_text("the model lies elsewhere")
+        return "done"
+
+    @hookimpl
+    def read_exported(self, path, run):
+        from ftx import models, pipeline
+        from ftx.catalogue import Catalogue
+        from ftx.parity import TransformersReader
+
+        newest = max(run.directory.path.parent.glob("*/model"), key=lambda place: place.stat().st_mtime)
+        model = run.hooks.call("load_adapted", base=pipeline.load_base(run.hooks, Catalogue(), run), path=newest, run=run)
+        return TransformersReader(model, models.load_tokenizer(newest), name="itself")

@@ -13,6 +13,7 @@ _HOMES = {
     "QuantizerContract": "ftx.testing.quantizer",
     "TrainerContract": "ftx.testing.trainer",
     "catalogue": "ftx.testing.runs",
+    "finished_run": "ftx.testing.runs",
     "ftx": "ftx.testing.runs",
     "make_run": "ftx.testing.runs",
     "shared_model_dir": "ftx.testing.runs",
@@ -32,6 +33,7 @@ __all__ = [
     "QuantizerContract",
     "TrainerContract",
     "catalogue",
+    "finished_run",
     "ftx",
     "make_run",
     "shared_model_dir",
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from ftx.testing.formatter import FormatterContract
     from ftx.testing.observer import ObserverContract
     from ftx.testing.quantizer import QuantizerContract
-    from ftx.testing.runs import catalogue, ftx, make_run, shared_model_dir, train
+    from ftx.testing.runs import catalogue, finished_run, ftx, make_run, shared_model_dir, train
     from ftx.testing.tiny import tiny_model, tiny_model_dir, tiny_tokenizer
     from ftx.testing.trainer import TrainerContract
 

@@ -13,9 +13,12 @@ from typing import Any
 from ftx.catalogue import STAGES, Catalogue
 from ftx.ledger import Ledger
 from ftx.pipeline import Outcome
-from ftx.recipe import SINGLE, Choice, Recipe
-from ftx.run import Run, RunDir, write_lines
+from ftx.recipe import SINGLE, Choice, Recipe, resolve, to_yaml
+from ftx.run import Run, RunDir, write_lines, write_text
 from ftx.testing.tiny import tiny_model_dir
+
+#: The exam's own adapter, which needs no other distribution.
+OWN = "ftx.testing.own:Norms"
 
 
 @functools.cache
@@ -25,9 +28,10 @@ def _shelf() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def shared_model_dir() -> Path:
-    """The tiny model and its tokenizer on disk, made once a process. Its sizes are multiples of 64, as quantisers want."""
-    return tiny_model_dir(Path(_shelf().name) / "model", hidden_size=64, intermediate_size=128)
+def shared_model_dir(*, merges: bool = False) -> Path:
+    """The tiny model and its tokenizer on disk, made once a process. Its sizes are multiples of 64, as quantisers want.
+    `merges`: with a tokenizer that has merges."""
+    return tiny_model_dir(Path(_shelf().name) / f"model-{merges}", merges=merges, hidden_size=64, intermediate_size=128)
 
 
 def make_run(directory: str | Path | None = None, *, model: str | Path | None = None, **recipe: Any) -> Run:
@@ -87,6 +91,39 @@ def train(output: str | Path, rows: list[dict[str, Any]], plugins: Catalogue, **
     write_lines(data, rows)
     recipe = {"data": str(data), "formatter": "ftx.testing.own:Rows", **recipe}
     return run_recipe(make_run(**recipe).recipe, catalogue=plugins, console=Console(quiet=True), output=str(output))
+
+
+def finished_run(
+    directory: str | Path, rows: list[dict[str, Any]], plugins: Catalogue | None = None, *, adapter: str = OWN, amount: float = 0.1, **recipe: Any
+) -> Run:
+    """A run's directory as training leaves it, in a moment: what the adapter would train is moved at random, by `amount`
+    times a standard normal number each. For exporters, and all else that reads a run back.
+
+    `rows` are its training data. The rest are fields of the Recipe, as in make_run; the model is the tiny one with merges
+    unless `model` says otherwise. The Run has its hooks.
+    """
+    import torch
+
+    from ftx import models, pipeline
+    from ftx.manifest import write_manifest
+
+    plugins = plugins or Catalogue()
+    data = Path(f"{directory}.jsonl")
+    write_lines(data, rows)
+    chosen = {"model": shared_model_dir(merges=True), "formatter": "ftx.testing.own:Rows", "adapter": adapter, "data": str(data), **recipe}
+    run = make_run(directory, **chosen)
+    run.recipe, run.hooks = resolve(run.recipe, plugins, training=False)
+    run.model_path = models.resolve(run.model)
+    assert run.directory is not None
+    write_text(run.directory.recipe, to_yaml(run.recipe))
+    model = run.hooks.call("adapt_model", model=pipeline.load_base(run.hooks, plugins, run), run=run)
+    generator = torch.Generator().manual_seed(run.seed)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter += amount * torch.randn(parameter.shape, generator=generator).to(parameter)
+    pipeline.save_model(run.hooks, model, models.load_tokenizer(run.model_path), run)
+    write_manifest(run.directory, run, plugins)
+    return run
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,25 @@ CHATML = (
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, one token a byte; ChatML template; `<|im_end|>` ends a turn and a text."""
+#: Merges of `tiny_tokenizer(merges=True)`, first to last ("Ġ" is a space).
+MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("e", "r"), ("r", "e"), ("Ġ", "the"), ("Ġ", "a"), ("Ġ", "Ġ"), ("in", "g"), ("1", "2"), ("Ġ", "1")]
+
+
+def tiny_tokenizer(*, merges: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level, one token a byte; ChatML template; `<|im_end|>` ends a turn and a text.
+
+    With `merges` it cuts digits apart, as SmolLM2's does, and has a few tokens of several bytes: what exporters must keep.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pairs = MERGES if merges else []
+    vocabulary |= {left + right: len(vocabulary) + i for i, (left, right) in enumerate(pairs)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes]) if merges else by_bytes
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>")
     fast.chat_template = CHATML
@@ -54,8 +64,9 @@ def tiny_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
         return LlamaForCausalLM(LlamaConfig(**(shape | overrides)))
 
 
-def tiny_model_dir(path: str | Path, seed: int = 0, **overrides: Any) -> Path:
+def tiny_model_dir(path: str | Path, seed: int = 0, *, merges: bool = False, **overrides: Any) -> Path:
     """Write the tiny model and its tokenizer as a model directory that `--model` takes."""
-    tiny_model(seed, **overrides).save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
+    tokenizer = tiny_tokenizer(merges=merges)
+    tiny_model(seed, **({"vocab_size": len(tokenizer)} | overrides)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
     return Path(path)
