@@ -31,13 +31,14 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     def __init__(self, run: Run, console: Console) -> None:
         assert run.directory is not None
         self.file, self.console = run.directory.metrics, console
+        self.planned = (run.directory.read_json("plan.json", {}).get("predicted") or {}).get("peak_memory")
         last = (read_lines(self.file) or [{}])[-1]
         self.before = {name: last.get(name, 0) for name in COUNTS}
         self.last_tokens, self.last_time = 0, time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last_time = time.monotonic()
-        self.progress = self.console.begin("step", state.max_steps)
+        self.progress = self.console.watch("step", state.max_steps, done=state.global_step, planned=self.planned)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.resumed_at = getattr(self, "resumed_at", state.global_step)
@@ -66,7 +67,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             stream.write(json.dumps(line) + "\n")
         if "loss" in logs:
             figures = f"loss {logs['loss']:.4f}  lr {logs.get('learning_rate', 0):.2e}  {line['tokens_per_second']:.0f} tokens/s"
-            self.progress.update(state.global_step, figures, always=True)
+            self.progress.update(state.global_step, figures, always=True, **line)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last_time = time.monotonic()  # evaluation is not training time

@@ -39,9 +39,36 @@ class Console:
         if not self.quiet:
             (self._live.console if self._live else self.rich).print(clean)
 
+    @property
+    def can_draw(self) -> bool:
+        """Whether something may be drawn and drawn over: on a terminal that can, and where it is wanted."""
+        return self.rich.is_terminal and not self.rich.is_dumb_terminal and not self.rich.options.ascii_only and not self.quiet
+
     def begin(self, what: str, total: int) -> Progress:
         """Progress over `total` steps."""
-        return Progress(self, what, total)
+        self.settle()
+        return Bar(self, what, total) if self.can_draw else Progress(self, what, total)
+
+    def watch(self, what: str, total: int, *, done: int = 0, planned: int | None = None) -> Progress:
+        """Progress of a training from step `done` on: the live panel where it can be drawn. `planned`: bytes that the plan expects."""
+        self.settle()
+        if not self.can_draw:
+            return Progress(self, what, total, done)
+        from ftx.panel import TrainingPanel
+
+        return TrainingPanel(self, what, total, done, planned)
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """Whatever was drawn and did not end (an evaluator raised, the training failed) is drawn no more, and the cursor is back."""
+        if self._live:
+            self._live.stop()
+            self._live = None
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """A table of at most 80 columns; numbers to the right."""
@@ -59,39 +86,56 @@ class Console:
 
 
 class Progress:
-    """A bar with the latest figures on a terminal; elsewhere a plain line a call, at most one every few seconds."""
+    """A plain line a call, at most one every few seconds."""
 
     SECONDS = 10.0
 
-    def __init__(self, console: Console, what: str, total: int) -> None:
-        self.console, self.what, self.total = console, what, total
+    def __init__(self, console: Console, what: str, total: int, done: int = 0) -> None:
+        self.console, self.what, self.total, self.first, self.done = console, what, total, done, done
         self.started = self.said = time.monotonic()
         self._bar: Any = None
-        if console.rich.is_terminal and not console.quiet:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
 
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn()]
-            self._bar = Bar(*columns, console=console.rich, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(what, total=total, figures="")
-            console._live = self._bar
-
-    def update(self, done: int, figures: str = "", *, always: bool = False) -> None:
-        """`figures`: the latest numbers as text. `always` prints a plain line now."""
-        if self._bar:
-            fields = {"figures": figures} if figures else {}
-            self._bar.update(self._task, completed=done, **fields)
-        elif always or (time.monotonic() - self.said > self.SECONDS and done < self.total):
+    def update(self, done: int, figures: str = "", *, always: bool = False, **values: Any) -> None:
+        """`figures`: the latest numbers as text, `values` the same as they are. `always` prints a plain line now."""
+        self.done = done
+        if always or (time.monotonic() - self.said > self.SECONDS and done < self.total):
             self.said = time.monotonic()
-            left = (self.said - self.started) / max(1, done) * (self.total - done)
-            eta = f"  {int(left // 60)}:{int(left % 60):02d} left" if 0 < done < self.total else ""
-            self.console.say(f"{self.what} {done}/{self.total}{'  ' + figures if figures else ''}{eta}")
+            left = self.left()
+            self.console.say(f"{self.what} {done}/{self.total}{'  ' + figures if figures else ''}{f'  {clock(left)} left' if left else ''}")
+
+    def left(self) -> float | None:
+        """Seconds to go at the pace so far; None where there is no pace, or nothing to go."""
+        if not self.first < self.done < self.total:
+            return None
+        return (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
 
     def end(self) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = self.console._live = None
+
+
+class Bar(Progress):
+    """A bar that goes away at its end."""
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        super().__init__(console, what, total)
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        self._bar = console._live = RichProgress(*columns, console=console.rich, transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(what, total=total)
+
+    def update(self, done: int, figures: str = "", *, always: bool = False, **values: Any) -> None:
+        self._bar.update(self._task, completed=done)
+
+
+def clock(seconds: float) -> str:
+    """`2:05`, `1:02:05`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def score_table(scores: list[Score]) -> tuple[list[str], list[list[str]]]:
