@@ -76,6 +76,8 @@ class Shape:
     trains_base: bool = False
     packed: int = 0
     """Bits of a number of the layers' weight matrices, where they are packed. A quantizer says so."""
+    output_kept: bool = True
+    """The input of the attention's output projection is kept, because that projection is adapted or trains. An adapter says if not."""
     residual: int = 0
     """Bytes of a number between the layers, if not `compute`."""
     autocast: bool = False

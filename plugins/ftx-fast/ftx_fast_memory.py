@@ -68,11 +68,15 @@ def batches(shape: Shape) -> list[tuple[int, int]]:
 
 def attention(shape: Shape, count: int, length: int) -> int:
     """Bytes that one layer keeps for the attention of `count` sequences of `length`: query, key, value, output, and the
-    probabilities of each block of short rows (longer ones: the log-sums)."""
+    probabilities of each block of short rows (longer ones: the log-sums, and where rows are joined their output as it was)."""
     e, tokens = shape.compute, count * length
-    own = e * (2 * shape.queries + 2 * shape.keys) * tokens
+    own = e * (shape.queries + 2 * shape.keys) * tokens
+    if shape.autocast:  # the rotary embedding gives queries and keys in float32
+        own, e = own + 2 * (shape.queries + shape.keys) * tokens, 4
+    output = shape.compute * shape.queries * tokens
     if length > PRODUCTS:
-        return own + 4 * shape.heads * tokens
+        return own + output * (1 + (shape.joined and shape.output_kept)) + 4 * shape.heads * tokens
+    own += output * shape.output_kept
     ends = [min(start + BLOCK, length) for start in range(0, length, BLOCK)]
     seen = sum((end - start) * end for start, end in zip(range(0, length, BLOCK), ends, strict=True))
     return own + e * shape.heads * count * seen

@@ -54,5 +54,6 @@ def memory(options: Training, shape: Shape, *, compared: bool = False) -> dict[s
     found["optimizer"] = round(shape.trained * STATES.get(options.optim, 8.0))
     found["head"] = fast.head(shape, compared=compared) if "head" in shape.fused else fast.plain_head(shape)
     if shape.autocast:
-        found["activations"] = found.get("activations", 0) + 2 * shape.parameters  # the weights in bfloat16, kept from forward to backward
+        # the weights in bfloat16, kept from forward to backward, and the input of query, key and value cast for each of them
+        found["activations"] = found.get("activations", 0) + 2 * shape.linear_parameters + shape.layers * shape.tokens * 3 * 2 * shape.hidden
     return found

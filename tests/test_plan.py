@@ -1,0 +1,387 @@
+"""ftx plan: closed forms against measured numbers, what the plan decides and advises, and that it needs neither weights nor torch."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ftx import activations
+from ftx.catalogue import Catalogue
+from ftx.cli import main
+from ftx.errors import ModelError, OptionError
+from ftx.foresight import CONFIGS, config_of, what_fits
+from ftx.ledger import Ledger
+from ftx.machine import Machine, compute_bytes, parse_size
+from ftx.plan import predict, steps_of
+from ftx.planning import Planner, Rows, settle
+from ftx.recipe import merge, resolve
+from ftx.recommended import recommended
+from ftx.run import Run
+from ftx.shape import Shape, read_shape, shape_of
+from ftx.testing.tiny import tiny_model_dir
+
+GB = 1 << 30
+#: Parameters as published, to the last one.
+PUBLISHED = {
+    "gemma-2-2b": 2_614_341_888,
+    "llama-3.2-3b": 3_212_749_824,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "llama-3.1-8b": 8_030_261_248,
+    "mistral-nemo-12b": 12_247_782_400,
+    "qwen2.5-14b": 14_770_033_664,
+    "llama-3.1-70b": 70_553_706_496,
+}
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+
+
+def planner(model: str, memory: float, *, device: str = "cuda", rows: Rows | None = None) -> Planner:
+    machine = Machine(device, int(memory * GB), False)
+    return Planner(Catalogue(), Run(recipe=merge({}, {}), ledger=Ledger(), device=device), machine, config_of(model, None), rows)  # type: ignore[arg-type]
+
+
+def asked(model: str, adapter: str = "qlora", *options: str, **given: object):
+    return merge({}, {"model": model, "adapter": adapter, "device": "cuda", **given}, tuple(f"trainer.{one}" for one in options))
+
+
+def prediction(adapter: str, trainer: str, shape: Shape, *options: str):
+    recipe, hooks = resolve(merge({}, {"adapter": adapter, "trainer": trainer}, options), Catalogue())
+    return predict(Run(recipe=recipe, ledger=Ledger(), hooks=hooks), hooks, shape)
+
+
+# ---- the model's numbers
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones_and_transformers(name):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert read_shape(CONFIGS / name).parameters == PUBLISHED[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(CONFIGS / name))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name]
+
+
+def test_a_config_without_sizes_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    with pytest.raises(ModelError, match="num_hidden_layers is missing"):
+        read_shape(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read as JSON"):
+        read_shape(tmp_path)
+
+
+def test_saved_activations_are_those_of_the_reference_to_the_byte():
+    """Bytes a token and layer that saved_tensors_hooks measured on SmolLM2's sizes, fp32, transformers' own layers and peft's."""
+    shape = replace(shape_of(SMOLLM2).with_batch((1,)), layers=1)
+    for target, measured in (("all-linear", 40428), ("[q_proj,k_proj,v_proj,o_proj]", 31788)):
+        found = prediction("lora", "sft", shape, "trainer.fast=off", f"adapter.target_modules={target}")
+        assert found.parts["activations"] == measured
+
+
+def measured_kept(model, tokens: int) -> int:
+    """Bytes of the storages that the forward pass keeps for the backward one, parameters aside."""
+    import torch
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model.model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+    del out
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora", "dora"])
+@pytest.mark.parametrize("fast", ["off", "auto"])
+@pytest.mark.parametrize("length", [64, 96, 560])
+def test_saved_activations_of_a_layer_to_the_byte(adapter, fast, length):
+    """Three layers less two: one layer, measured by saved_tensors_hooks on a small Llama, against the closed form."""
+    import torch
+
+    from ftx_fast import install, parts_of
+
+    sizes = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6, "num_key_value_heads": 2}
+    if adapter == "dora" and fast == "off":
+        pytest.skip("peft's own DoRA is an estimate: it makes matrices as large as the weights on the way")
+    from ftx.testing.tiny import tiny_model
+
+    found = []
+    options = (f"trainer.fast={fast}", *(["adapter.r=4"] if adapter != "full" else []))
+    recipe, hooks = resolve(merge({}, {"adapter": adapter}, options), Catalogue())
+    run = Run(recipe=recipe, ledger=Ledger(), dtype=torch.float32, hooks=hooks, say=lambda line: None)
+    for layers in (2, 3):
+        model = hooks.call("adapt_model", model=tiny_model(num_hidden_layers=layers, **sizes), run=run)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        on = install(model, parts_of(fast))
+        try:
+            inner.train()
+            found.append(measured_kept(inner, length))
+        finally:
+            on.undo()
+    shape = shape_of(inner.config.to_dict()).with_batch((length,))
+    plan = predict(run, hooks, shape)
+    norms = 4 * sum(outputs for _, outputs in shape.linears.values()) if adapter == "dora" else 0  # kept from step to step: counted as the adapter's
+    assert plan.parts["activations"] / shape.layers == found[1] - found[0] - norms
+
+
+# ---- the moments
+
+
+def test_the_kinds_at_the_peak_sum_to_it():
+    for adapter in ("full", "lora", "dora"):
+        for checkpointing in ("true", "false"):
+            found = prediction(adapter, "sft", shape_of(SMOLLM2), f"trainer.gradient_checkpointing={checkpointing}")
+            assert sum(found.by_kind.values()) == found.peak_memory
+            assert all(size > 0 for size in found.by_kind.values())
+
+
+def test_more_of_anything_never_needs_less():
+    shape = shape_of(SMOLLM2)
+    for adapter in ("full", "lora", "dora", "qlora"):
+        for trainer in ("sft", "dpo"):
+            needs = [prediction(adapter, trainer, shape.with_batch((length,) * 4)).peak_memory for length in (64, 128, 512)]
+            assert needs == sorted(needs)  # beyond 512 a CPU keeps no probabilities any more
+            kept, again = (
+                prediction(adapter, trainer, shape.with_batch((512,) * 4), f"trainer.gradient_checkpointing={value}").peak_memory for value in ("false", "true")
+            )
+            assert again < kept
+
+
+def test_steps_are_those_of_transformers():
+    assert steps_of(100, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_train_epochs": 3}) == 21
+    assert steps_of(100, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 1, "dataloader_drop_last": True}) == 12
+    assert steps_of(100, {"per_device_train_batch_size": 8, "max_steps": 7}) == 7
+
+
+def test_a_strangers_adapter_contributes(tmp_path, monkeypatch):
+    (tmp_path / "strange_adapter.py").write_text(
+        "from dataclasses import replace\n"
+        "from ftx import hookimpl, plugin\n\n\n"
+        "@plugin\nclass Strange:\n"
+        '    """An adapter that nobody here knows."""\n\n'
+        "    @hookimpl\n    def adapt_model(self, model, run): ...\n\n"
+        "    @hookimpl\n    def save_adapted(self, model, path, run): ...\n\n"
+        "    @hookimpl\n    def load_adapted(self, base, path, run): ...\n\n"
+        "    @hookimpl\n    def plan_shape(self, shape):\n        return replace(shape, trained=1000)\n\n"
+        "    @hookimpl\n    def memory_use(self, shape):\n        return {'adapter': 4000, 'gradients': 4000, 'activations': 7 * shape.tokens * shape.layers}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = prediction("strange_adapter:Strange", "sft", shape_of(SMOLLM2))
+    assert (found.parts["adapter"], found.parts["optimizer"], found.shape.trained) == (4000, 8000, 1000)
+    plain = prediction("strange_adapter:Strange", "sft", shape_of(SMOLLM2), "trainer.fast=off")
+    assert plain.parts["activations"] == activations.layers(plain.shape) + 7 * plain.shape.tokens * 30
+
+
+# ---- decisions and advice
+
+
+def test_nothing_is_computed_twice_unless_memory_asks_for_it():
+    roomy, tight = planner("llama-3.1-8b", 200), planner("llama-3.1-8b", 24)
+    case, made, advice = settle(roomy, asked("llama-3.1-8b", "qlora"))
+    assert case.recipe.trainer.options["gradient_checkpointing"] is False
+    assert (made, advice) == ([], [])
+    case, made, advice = settle(tight, asked("llama-3.1-8b", "qlora"))
+    options = case.recipe.trainer.options
+    assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
+    assert tight.fits(case) and made and not advice
+    assert [change.what.split()[1] for change in made] == ["rows", "activations"][: len(made)]
+
+
+def test_what_the_recipe_says_is_not_changed_without_fit():
+    tight = planner("llama-3.1-8b", 24)
+    wanted = asked("llama-3.1-8b", "qlora", "per_device_train_batch_size=8", "gradient_checkpointing=false")
+    case, made, advice = settle(tight, wanted)
+    assert not tight.fits(case) and not made
+    assert case.recipe.trainer.options["per_device_train_batch_size"] == 8
+    assert tight.fits(advice[-1].case)
+    case, made, _ = settle(tight, wanted, fit=True)
+    options = case.recipe.trainer.options
+    assert tight.fits(case) and options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 32
+
+
+def test_advice_is_cheapest_first_and_each_step_needs_less():
+    small = planner("llama-3.1-8b", 13)
+    case, _, advice = settle(small, asked("llama-3.1-8b", "lora"))
+    said = [change.option.split()[0] for change in advice]
+    assert said[0].startswith("-o") and "per_device_train_batch_size=1" in advice[0].option
+    assert "gradient_checkpointing=true" in advice[1].option
+    assert advice[2].option == "--quantizer fp4" or advice[2].option == "--quantizer nf4"
+    needs = [case.prediction.needed, *(change.case.prediction.needed for change in advice)]
+    assert needs == sorted(needs, reverse=True) and len(set(needs)) == len(needs)
+    assert small.fits(advice[-1].case)
+
+
+def test_an_8_bit_optimizer_comes_last():
+    _, _, advice = settle(planner("qwen2.5-3b", 40), asked("qwen2.5-3b", "full"))
+    assert "optim=adamw_8bit" in advice[-1].option
+    assert not any("quantizer" in change.option for change in advice), "full fine-tuning refuses packed weights"
+
+
+def test_shorter_rows_say_how_many_they_cut():
+    rows = Rows([(3000,)] * 3 + [(100,)] * 97, [50] * 100)
+    tight = planner("llama-3.1-8b", 8, rows=rows)
+    _, _, advice = settle(tight, asked("llama-3.1-8b", "qlora", "max_length=none"))
+    assert "per_device_train_batch_size" in advice[0].option
+    assert "max_length" in advice[-1].option and advice[-1].what.endswith("(cuts 3 rows)")
+    assert tight.fits(advice[-1].case)
+
+
+# ---- published needs
+
+
+@pytest.mark.parametrize("name", recommended())
+def test_published_needs_of_qlora_pay_for_something(name):
+    """The memory that is published for QLoRA of this size pays for rows of at least 256 tokens, one at a time."""
+    found = what_fits(planner(name, recommended()[name]["qlora"]), asked(name))
+    assert found and found[0][0] == 1 and found[0][2] >= 256
+
+
+def test_70b_fits_in_48_gb_with_what_the_plan_decides():
+    found = settle(planner("llama-3.1-70b", 48), asked("llama-3.1-70b"))
+    assert found[1] and not found[2]
+    assert found[0].prediction.needed < 48e9 / 1.03, "also where a GB is 10**9 bytes"
+    assert 38e9 < found[0].prediction.by_kind["weights"] < 40.5e9  # 39.5 GB of weights, as computed for NF4 with double quantisation
+
+
+# ---- the command
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_70b_in_under_3_seconds_without_torch(tmp_path):
+    script = (
+        "import sys\nfrom ftx.cli import main\n"
+        "try:\n    main(sys.argv[1:], standalone_mode=False)\n"
+        "finally:\n    print('LOADED', sorted({'torch', 'transformers', 'datasets', 'peft', 'trl', 'bitsandbytes', 'numpy'} & sys.modules.keys()))\n"
+    )
+    (tmp_path / "config.json").write_text((CONFIGS / "llama-3.1-70b" / "config.json").read_text())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "plan", "--model", str(tmp_path), "--adapter", "qlora", "--device-memory", "48GB"], capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "LOADED []" in done.stdout, done.stdout + done.stderr
+    assert "fits" in done.stdout and "70,553,706,496 parameters" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3, "CPU seconds: the wall's depend on who else computes"
+
+
+def test_what_does_not_fit_is_refused_with_advice(tmp_path):
+    refused = run("plan", "--model", "llama-3.1-8b", "--device-memory", "13GB")
+    assert refused.exit_code == 2
+    assert "the run needs" in refused.output and "-o trainer.gradient_checkpointing=true" in refused.output and "--quantizer" in refused.output
+    assert run("plan", "--model", "llama-3.1-8b", "--device-memory", "13GB", "--force").exit_code == 0
+    fitted = run("plan", "--model", "llama-3.1-8b", "--device-memory", "13GB", "--fit", "--json")
+    assert fitted.exit_code == 0
+    content = json.loads(fitted.stdout)
+    assert content["fits"] and content["settings"]["gradient_checkpointing"] is True
+    assert content["settings"]["per_device_train_batch_size"] * content["settings"]["gradient_accumulation_steps"] == 16
+    assert sum(content["predicted"]["by_kind"].values()) == content["predicted"]["peak_memory"]
+    assert [change["option"].split("=")[0] for change in content["changes"]][:1] == ["-o trainer.per_device_train_batch_size"]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"number {i} " * (1 + i % 5), "completion": f"it is {i}"}) + "\n" for i in range(40)))
+    return file
+
+
+def test_with_data_it_counts_tokens_steps_and_disk(tmp_path, data):
+    model = tiny_model_dir(tmp_path / "model")
+    content = json.loads(run("plan", "--model", str(model), "--data", str(data), "-o", "trainer.num_train_epochs=2", "--json", "--device", "cpu").stdout)
+    found = content["predicted"]
+    train = content["audit"]["train"]
+    assert found["tokens"] == 2 * train["tokens"] and found["steps"] == 2 * 3
+    assert 0 < found["supervised_tokens"] < found["tokens"]
+    assert found["disk"] > 4 * found["by_kind"]["adapter"] // 4
+    assert "seconds" not in found, "no speed of this machine was measured"
+
+
+def test_without_weights_the_data_are_left_out(data):
+    done = run("plan", "--model", "llama-3.1-8b", "--adapter", "qlora", "--data", str(data), "--device-memory", "80GB")
+    assert done.exit_code == 0 and "planned without the data" in done.output and "training:" not in done.output
+
+
+def test_a_run_records_what_was_planned_and_decided(tmp_path, data):
+    model = tiny_model_dir(tmp_path / "model")
+    done = run("run", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "run"), "-o", "trainer.max_steps=3", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert recipe["trainer"]["gradient_checkpointing"] is False, "decided, so that a repeat does not depend on the memory that is free"
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert found["predicted"]["steps"] == 3 and found["predicted"]["peak_memory"] > 0
+
+
+def test_a_run_that_would_not_fit_is_refused_and_leaves_nothing(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("ftx.foresight.this_machine", lambda device: Machine("cpu", 300 << 10, True))
+    model = tiny_model_dir(tmp_path / "model")
+    arguments = ["run", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "run"), "-o", "trainer.max_steps=1", "--device", "cpu"]
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "cpu has 0.3 MB here" in refused.output and "--force" in refused.output
+    assert not (tmp_path / "run").exists()
+    forced = run(*arguments, "--force")
+    assert forced.exit_code == 0 and "tried all the same" in forced.output
+
+
+def test_an_open_micro_batch_is_made_smaller_and_the_effective_batch_kept(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("ftx.foresight.this_machine", lambda device: Machine("cpu", int(1.4 * (1 << 20)), True))
+    model = tiny_model_dir(tmp_path / "model")
+    done = run("run", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "run"), "-o", "trainer.max_steps=1", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "rows at a time" in done.output
+    trainer = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["trainer"]
+    assert trainer["per_device_train_batch_size"] < 4
+    assert trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] == 16
+
+
+def test_models_lists_every_recommended_one_and_marks_what_fits():
+    content = json.loads(run("models", "--device-memory", "12GB", "--json").stdout)
+    assert list(content["models"]) == list(recommended())
+    big, small = content["models"]["qwen2.5-14b"]["adapters"], content["models"]["llama-3.2-3b"]["adapters"]
+    assert small["qlora"]["fits"] and not big["lora"]["fits"] and not small["full"]["fits"]
+    printed = run("models", "--device-memory", "12GB").output
+    assert "published for QLoRA: 20 GB" in printed and "(" in printed
+
+
+@pytest.mark.parametrize(("text", "size"), [("48GB", 48 * GB), ("48 GiB", 48 * GB), ("500m", 500 << 20), ("1.5g", 3 * GB // 2), ("1024", 1024)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-3GB", "0GB", "3 XB"])
+def test_what_is_no_size(text):
+    with pytest.raises(OptionError, match="is no size of memory"):
+        parse_size(text)
+
+
+def test_the_dtype_without_torch_is_that_with_it():
+    from ftx.models import best_dtype
+
+    assert compute_bytes("auto", "cpu") == best_dtype("cpu").itemsize
