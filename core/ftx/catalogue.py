@@ -24,6 +24,9 @@ STAGES = ("formatter", "quantizer", "adapter", "trainer", "evaluator", "exporter
 #: What distributions bring: plugins of the stages, and commands (`ftx NAME`), which are click commands and no plugins.
 KINDS = (*STAGES, "command")
 
+#: A plugin's name, or module:Class. It becomes the name of a directory under eval/, so it must not lead anywhere else.
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*|[A-Za-z_]\w*(\.\w+)*:\w+")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -63,6 +66,8 @@ class Catalogue:
 
     def find(self, stage: str, name: str) -> Entry:
         """The one plugin of that name. `module:Class` names a class that is not packaged. PluginError if none or several."""
+        if not NAME.fullmatch(name):
+            raise PluginError(f"'{name}' cannot be a {stage}'s name.", "A name has letters, digits, . _ and -; a class that is not packaged is module:Class.")
         if ":" in name:
             return Entry(stage, name, name, "not packaged", "", "", "", metadata.EntryPoint(name, name, f"ftx.{stage}"))
         found = [entry for entry in self.entries if entry.stage == stage and entry.name == name]

@@ -65,7 +65,7 @@ def export(
     chosen = _add_exporter(hooks, catalogue, to, assignments)
     target = _target(output, directory, to)
     pipeline.preflight(hooks, run)
-    tokenizer = models.load_tokenizer(directory.model)
+    tokenizer = models.load_tokenizer(directory.model, code=run.recipe.trusts_model)
     rows = _prompts(hooks, run, prompts)
 
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

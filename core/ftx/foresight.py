@@ -140,7 +140,7 @@ def read(recipe: Recipe, hooks: Hooks, console: Console, machine: Machine, show:
     run = pipeline.begin(replace(recipe, device="auto") if not machine.here else recipe, hooks, console)
     if machine.here:
         pipeline.preflight(hooks, run)
-    tokenizer = models.load_tokenizer(run.model_path)
+    tokenizer = models.load_tokenizer(run.model_path, code=run.recipe.trusts_model)
     splits, audit = prepare(hooks, tokenizer, run)
     show_rows(splits["train"].tokens, tokenizer, show, console)
     return rows_of(splits["train"].tokens), audit

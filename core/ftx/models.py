@@ -32,13 +32,13 @@ log = logging.getLogger("ftx")
 # ---- Reference -> directory
 
 
-def resolve(reference: str, say: Callable[[str], None] | None = None) -> Path:
+def resolve(reference: str, say: Callable[[str], None] | None = None, *, code: bool = False) -> Path:
     """The directory with config, safetensors and tokenizer that `reference` means; plain transformers loads it.
 
     `reference` is an installed name (group `ftx.model`), a directory, a .gguf file (converted once into the cache) or a
     hub id `owner/name`, `owner/name@revision`. An installed name wins over a directory called so, or its meaning would
-    depend on where it is typed: write ./smollm2 for the directory. `say` gets a line before something slow. Raises
-    ModelError.
+    depend on where it is typed: write ./smollm2 for the directory. `say` gets a line before something slow. `code`:
+    fetch the Python files of a hub id too, because the model is trusted by name. Raises ModelError.
     """
     path, names = Path(reference).expanduser(), installed()
     hub, is_gguf = HUB_ID.fullmatch(reference), path.suffix.lower() == ".gguf"
@@ -51,7 +51,7 @@ def resolve(reference: str, say: Callable[[str], None] | None = None) -> Path:
             return _converted(path.absolute(), say)
         raise ModelError(f"'{reference}' is a file, not a model.", "Give the directory that the model lies in, or a .gguf file.")
     if hub and not is_gguf:
-        return _checked(_from_hub(hub["name"], hub["revision"], say))
+        return _checked(_from_hub(hub["name"], hub["revision"], say, code))
     if is_gguf or "/" in reference or os.sep in reference:
         raise ModelError(f"'{reference}': no such file or directory.", "Check the path. A hub id has the form owner/name.")
     raise ModelError(
@@ -114,8 +114,9 @@ def _checked(path: Path) -> Path:
         remedy = f"Give the file: {ggufs[0]}" if ggufs else "Give a directory that transformers' save_pretrained wrote."
         raise ModelError(f"{path} has no config.json, so it is not a model directory.", remedy)
     if any(path.glob("*.safetensors")):
+        _check_shards(path)
         return path
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern) if file.name != "training_args.bin")
+    pickles = pickles_in(path)
     if pickles:
         raise ModelError(
             f"{path} holds its weights as a pickle ({pickles[0]}), which can run code when it is read.",
@@ -124,7 +125,35 @@ def _checked(path: Path) -> Path:
     raise ModelError(f"{path} holds no *.safetensors weights.", "Was it downloaded or saved completely?")
 
 
-def _from_hub(name: str, revision: str | None, say: Callable[[str], None] | None) -> Path:
+def pickles_in(path: Path) -> list[str]:
+    """The names of the files in a model directory that run code when they are read."""
+    patterns = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+    return sorted(file.name for pattern in patterns for file in path.glob(pattern) if file.name != "training_args.bin")
+
+
+def refuse_pickles(path: Path) -> None:
+    """ModelError if a run's model/ holds a pickle: ftx writes none, so it is not ftx's."""
+    if found := pickles_in(path):
+        raise ModelError(f"{path} holds a pickle ({found[0]}), which can run code when it is read.", "ftx wrote none there: where is it from? Delete it.")
+
+
+def _check_shards(path: Path) -> None:
+    """The index names files of the directory itself, and all of them are there."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        names = {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} cannot be read ({first_line(error)}).", "Was it downloaded or saved completely?") from error
+    for name in sorted(names):
+        if Path(name).name != name:
+            raise ModelError(f"{index} names a file outside of the model ('{name}').", "No tool writes that: do not use this model.")
+        if not (path / name).is_file():
+            raise ModelError(f"{path} lacks {name}, which its index names.", "Was it downloaded or saved completely?")
+
+
+def _from_hub(name: str, revision: str | None, say: Callable[[str], None] | None, code: bool = False) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub_errors
 
@@ -132,7 +161,9 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None] | None
         say(f"Fetching {name} from the hub, unless it is in the local cache.")
     try:
         # "*/*" leaves out the copies in other formats that some repositories keep in folders
-        allowed = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+        allowed = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", *(["*.py"] if code else [])]
+        if code and say and not (revision and re.fullmatch(r"[0-9a-f]{40}", revision)):
+            say(f"warning: the code of {name} may change any day: pin the commit that you have read, as {name}@COMMIT")
         return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=["*/*", "consolidated*"]))
     except hub_errors.LocalEntryNotFoundError as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
@@ -223,16 +254,19 @@ def mend_tokenizer(tokenizer: Any, file: Path, config: Any) -> None:
 # ---- Directory -> tokenizer, model, fingerprint
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory. It has a pad token; labels never depend on which. ModelError if there is none."""
+def load_tokenizer(path: Path, *, code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory. It has a pad token; labels never depend on which. ModelError if there is none.
+    `code`: the model's own code may run (it is trusted by name)."""
     from transformers import AutoTokenizer
 
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")):
         raise ModelError(f"{path} has no tokenizer.", "Save it beside the model: tokenizer.save_pretrained(DIRECTORY)")
     try:
         with _quiet():
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=code)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise _needs_code(path) from error
         raise ModelError(f"the tokenizer in {path} could not be loaded: {first_line(error)}", "Is tokenizer.json complete?") from error
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer in {path} has no fast version, which the masks need.", "Convert it to tokenizer.json.")
@@ -243,10 +277,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_config: Any = None) -> PreTrainedModel:
+def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_config: Any = None, code: bool = False) -> PreTrainedModel:
     """The causal language model of a directory, in eval mode on `device`, with SDPA attention where it has it.
 
-    Raises ModelError, also where a weight is missing from the files: transformers would fill it with random numbers.
+    `code`: the model's own code may run (it is trusted by name). Raises ModelError, also where a weight is missing from the
+    files: transformers would fill it with random numbers.
     """
     from transformers import AutoModelForCausalLM
 
@@ -256,11 +291,11 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_conf
     try:
         with _quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **placed
+                str(path), dtype=dtype, use_safetensors=True, trust_remote_code=code, output_loading_info=True, **placed
             )
     except Exception as error:
         if "trust_remote_code" in str(error):
-            raise ModelError(f"the model in {path} needs its author's own code, which ftx does not run.", "Use a model that transformers knows.") from error
+            raise _needs_code(path) from error
         if type(error).__name__ == "OutOfMemoryError":
             raise ModelError(f"the model in {path} does not fit into the memory of {device}.", "Try --adapter qlora, or a smaller model.") from error
         raise ModelError(f"the model in {path} could not be loaded: {first_line(error)}", "Is it complete? See it all with --traceback.") from error
@@ -270,6 +305,13 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_conf
         log.warning("%s holds weights that %s does not use: %s", path, type(model).__name__, _some(found["unexpected_keys"]))
     model.eval()
     return model
+
+
+def _needs_code(path: Path) -> ModelError:
+    return ModelError(
+        f"the model in {path} needs its author's own code, which ftx does not run unasked.",
+        "Use a model that transformers knows. If you have read its code and trust it: --trust-remote-code MODEL, by the name that --model has.",
+    )
 
 
 def revision(path: Path) -> str | None:
@@ -286,7 +328,7 @@ def fingerprint(path: Path) -> str:
             content = json.loads(file.read_text("utf-8"))
             kept = {key: value for key, value in content.items() if key not in ("transformers_version", "_name_or_path")}
             digest.update(f"{file.name}\n{json.dumps(kept, sort_keys=True)}\n".encode())
-        elif file.name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja") or file.suffix == ".safetensors":
+        elif file.name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja") or file.suffix in (".safetensors", ".py"):
             digest.update(f"{file.name}\n".encode())
             _sample(file, digest)
     return digest.hexdigest()

@@ -74,7 +74,7 @@ def train(
     if left_out := [name for name in wanted if name not in [choice.name for choice in recipe.observers]]:
         console.say(f"not installed, so the run goes without: observer {', '.join(left_out)}")
 
-    tokenizer = models.load_tokenizer(run.model_path)
+    tokenizer = models.load_tokenizer(run.model_path, code=run.recipe.trusts_model)
     splits, report = prepare(hooks, tokenizer, run)
     predicted: dict[str, Any] = {}
     if resume is None:
@@ -141,12 +141,16 @@ def begin(recipe: Recipe, hooks: Hooks, console: Console) -> Run:
 def open_run(recipe: Recipe, hooks: Hooks, console: Console) -> Run:
     """A Run for a recipe, whether it trains or reads back."""
     quiet_libraries()
+    if recipe.trust_remote_code is not None and not recipe.trusts_model:
+        problem = f"trust_remote_code is granted to '{recipe.trust_remote_code}', but the model is '{recipe.start or recipe.model}'."
+        raise RecipeError(problem, "It holds for one model, by name. Drop it, or name the model whose code you have read.")
     start = None
     if recipe.start is not None:
         start = RunDir(recipe.start)
         if not finished_training(start):
             raise RecipeError(f"{recipe.start}: no run with a trained model.", "Give the directory of a finished run.")
-    path = start.model if start else models.resolve(recipe.model, console.say)
+        models.refuse_pickles(start.model)
+    path = start.model if start else models.resolve(recipe.model, console.say, code=recipe.trusts_model)
     device = models.pick_device(recipe.device)
     dtype = models.best_dtype(device) if recipe.dtype == "auto" else getattr(__import__("torch"), recipe.dtype)
     return Run(
@@ -276,7 +280,8 @@ def load_base(hooks: Hooks, catalogue: Catalogue, run: Run) -> Any:
 
         model = load_merged(RunDir(run.recipe.start), catalogue, run)
     else:
-        model = models.load_model(run.model_path, dtype=run.dtype, device=run.device, quantization_config=hooks.hook.quantization_config(run=run))
+        quantized = hooks.hook.quantization_config(run=run)
+        model = models.load_model(run.model_path, dtype=run.dtype, device=run.device, quantization_config=quantized, code=run.recipe.trusts_model)
     hooks.hook.model_loaded(model=model, run=run)
     return model
 

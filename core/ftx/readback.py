@@ -33,6 +33,7 @@ def reopen(directory: RunDir, recipe: Recipe, catalogue: Catalogue, console: Con
     """The Run and the hooks of a finished run, with `recipe` (its own, or with other evaluators)."""
     resolved, hooks = resolve(recipe, catalogue)
     run = pipeline.open_run(resolved, hooks, console)
+    models.refuse_pickles(directory.model)
     run.directory = directory
     return run, hooks
 
@@ -50,7 +51,7 @@ def evaluate_again(
         raise RecipeError("no evaluator is named, and the run has none of its own.", "Add --evaluator NAME: ftx plugins")
     run, hooks = reopen(directory, replace(recipe, observers=()), catalogue, console)
     pipeline.preflight(hooks, run)
-    tokenizer = models.load_tokenizer(directory.model)
+    tokenizer = models.load_tokenizer(directory.model, code=run.recipe.trusts_model)
     questions = read_questions(hooks, run)
 
     model = pipeline.load_base(hooks, catalogue, run)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ftx import yamls
 from ftx.authoring import suggestions as suggestions_of
 from ftx.catalogue import Catalogue
 from ftx.errors import OptionError, RecipeError, did_you_mean
@@ -23,7 +24,7 @@ DEFAULTS = {"formatter": "auto", "adapter": "lora", "trainer": "sft"}
 #: What watches a run whose recipe has no `observers`. They change no result, so one that is not installed is left out, and the run says so.
 OBSERVERS = ("audit", "report")
 NONE = "none"
-PATHS = ("data", "eval_data", "model", "from")
+PATHS = ("data", "eval_data", "model", "from", "trust_remote_code")
 
 #: Recipe key -> its type, for everything that is not a stage.
 PLAIN: dict[str, Any] = {
@@ -37,6 +38,7 @@ PLAIN: dict[str, Any] = {
     "skip_bad_rows": bool,
     "allow_truncation": bool,
     "allow_overlap": bool,
+    "trust_remote_code": str | None,
     "no_cache": bool,
 }
 
@@ -70,8 +72,14 @@ class Recipe:
     skip_bad_rows: bool = False
     allow_truncation: bool = False
     allow_overlap: bool = False
+    trust_remote_code: str | None = None
     no_cache: bool = False
     suggested: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def trusts_model(self) -> bool:
+        """Whether the code that comes with the model may run: only if it was granted to this model by its name."""
+        return self.trust_remote_code is not None and self.start is None and self.trust_remote_code in (self.model, self.model.partition("@")[0])
 
     def choices(self) -> list[tuple[str, Choice]]:
         """Every chosen plugin as (stage, choice), in the order in which they are registered."""
@@ -80,22 +88,10 @@ class Recipe:
         return [(stage, choice) for stage, choice in single + repeated if choice is not None]
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key that stands there twice: PyYAML keeps the last one and says nothing."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands there twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def read_recipe(file: Path) -> dict[str, Any]:
     """A recipe's YAML with its paths made absolute (they are relative to the file); RecipeError if it is not one."""
     try:
-        content = yaml.load(file.read_text("utf-8"), _Loader)
+        content = yamls.load(file.read_text("utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"{file}: no such recipe.", "Give a YAML file, or leave it out and use options.") from error
     except (OSError, UnicodeDecodeError) as error:

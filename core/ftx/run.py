@@ -122,6 +122,8 @@ class RunDir:
         return self.path / "scores.json"
 
     def items(self, evaluator: str, phase: str) -> Path:
+        if Path(evaluator).name != evaluator or evaluator == "..":
+            raise ValueError(f"'{evaluator}' is no name of a directory")
         return self.path / "eval" / evaluator / f"{phase}.jsonl"
 
     def write_json(self, name: str, value: Any) -> None:

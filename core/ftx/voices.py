@@ -53,7 +53,7 @@ class Voices:
         wanted = merge(read_recipe(directory.recipe), recipe, assignments)
         self.run, self.hooks = reopen(directory, replace(wanted, evaluators=(), observers=()), catalogue, console)
         pipeline.preflight(self.hooks, self.run)
-        self.tokenizer: Any = models.load_tokenizer(directory.model)
+        self.tokenizer: Any = models.load_tokenizer(directory.model, code=self.run.recipe.trusts_model)
         base = pipeline.load_base(self.hooks, catalogue, self.run)
         self._loaded: dict[str, Any] = {"base": base}
         if only != "base":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ftx import Evaluation, Score, format_rows, hookimpl, option, plugin
+from ftx import Evaluation, RowError, Score, format_rows, hookimpl, option, plugin
 
 
 @plugin
@@ -17,6 +17,20 @@ class Pairs:
     @hookimpl
     def format_dataset(self, dataset, run):
         def convert(row):
+            return {"prompt": [{"role": "user", "content": row["q"]}], "completion": [{"role": "assistant", "content": row["a"]}]}
+
+        return format_rows(dataset, convert, run)
+
+
+@plugin
+class Careful(Pairs):
+    """A row without q and a is one that does not fit, and the error quotes it."""
+
+    @hookimpl
+    def format_dataset(self, dataset, run):
+        def convert(row):
+            if not row.get("q") or not row.get("a"):
+                raise RowError(f"not a pair: {row}")
             return {"prompt": [{"role": "user", "content": row["q"]}], "completion": [{"role": "assistant", "content": row["a"]}]}
 
         return format_rows(dataset, convert, run)
@@ -73,6 +87,20 @@ class Frozen(Head):
     @hookimpl
     def adapt_model(self, model, run):
         return model.requires_grad_(False)
+
+
+@plugin
+class Loud(Head):
+    """Warns, and logs, with what a terminal would obey."""
+
+    @hookimpl
+    def adapt_model(self, model, run):
+        import logging
+        import warnings
+
+        warnings.warn("\x1b]0;owned\x07 by a warning", stacklevel=1)
+        logging.getLogger("some.library").warning("\x1b[2Jowned\x9b by a log")
+        return Head.adapt_model(self, model, run)
 
 
 @plugin

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ftx.errors import FAILED, INTERRUPTED, REFUSED, FtxError
+from ftx.errors import FAILED, INTERRUPTED, REFUSED, FtxError, printable
 
 STATUS = {REFUSED: "refused", FAILED: "failed", INTERRUPTED: "interrupted"}
 
@@ -60,7 +60,9 @@ def answering(*, as_json: bool = False, traceback: bool = False) -> Iterator[Res
         result.content = {"status": "failed", "error": f"{type(error).__name__}: {first}", "remedy": "", **result.content}
         _print_error(f"{type(error).__name__}: {first}", "This is not a known problem: see it all with --traceback.", traceback)
     if as_json:
-        stdout.write(jsonlib.dumps(result.content, ensure_ascii=False, default=str) + "\n")
+        text = jsonlib.dumps(result.content, ensure_ascii=False, default=str)
+        # JSON escapes the controls below 32 only; the others move a cursor, or turn the reading direction, as well
+        stdout.write("".join(c if c.isprintable() else jsonlib.dumps(c)[1:-1] for c in text) + "\n")
         stdout.flush()
     if status:
         sys.exit(status)
@@ -70,6 +72,4 @@ def _print_error(problem: str, remedy: str, traceback: bool) -> None:
     if traceback:
         tracebacks.print_exc(file=sys.stderr)
     lines = [line.strip() for text in (problem, remedy) for line in text.splitlines() if line.strip()]
-    # text from data must not move the cursor or recolour the terminal
-    lines = ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in lines]
-    click.echo("Error: " + "\n       ".join(lines), err=True)
+    click.echo(printable("Error: " + "\n       ".join(lines)).replace("\t", " "), err=True)

@@ -31,6 +31,7 @@ def recipe_options(command: Any) -> Any:
             click.option("--skip-bad-rows", is_flag=True, default=None, help="Drop rows that cannot be used into the ledger."),
             click.option("--allow-truncation", is_flag=True, default=None, help="Let answers be cut at max_length."),
             click.option("--allow-overlap", is_flag=True, default=None, help="Let evaluation rows stand in the training data."),
+            click.option("--trust-remote-code", metavar="MODEL", help="Run the code that MODEL brings; it must be the --model, by name."),
             click.option("--no-cache", is_flag=True, default=None, help="Format and encode the data anew, and keep nothing of it."),
         ]
     ):
