@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftx_import_translation import ALWAYS, ITSELF, Translation, absolute, names_of, number, optimizer, refuse, scheduler, steps, whole
+from ftx_import_translation import ALWAYS, ITSELF, Translation, found, names_of, number, optimizer, refuse, scheduler, steps, whole
 
 #: What its schema takes where the configuration says nothing, and ours differs.
 DEFAULTS = {
@@ -192,7 +192,7 @@ def _trainer(t: Translation) -> None:
 def _model(t: Translation) -> None:
     revision = t.get("revision_of_model")
     if t.get("base_model") is not None:
-        reference = absolute(str(t.get("base_model")))
+        reference = found(str(t.get("base_model")))
         t.set("model", f"{reference}@{revision}" if revision else reference, "base_model")
         if revision:
             t.set("model", f"{reference}@{revision}", "revision_of_model")
@@ -256,7 +256,7 @@ def _data(t: Translation) -> None:
         path = files[0] if isinstance(files, list) and files else files or first.pop("path", None)
         first.pop("path", None)
         if path is not None:
-            t.set(target, absolute(str(path)), key)
+            t.set(target, found(str(path)), key)
         if len(sets) > 1:
             t.lose(f"{key}[1:]", f"{len(sets) - 1} more datasets: ftx takes one file or a directory of files")
         if key == "datasets":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ftx_import_translation import ALWAYS, ITSELF, Translation, absolute, names_of, number, optimizer, refuse, scheduler, steps, whole
+from ftx.errors import DataError
+from ftx.readers import absolute, sources
+from ftx_import_translation import ALWAYS, ITSELF, Translation, found, names_of, number, optimizer, refuse, scheduler, steps, whole
 
 #: What it takes where the configuration says nothing, and ours differs (transformers' TrainingArguments and its own hparams).
 DEFAULTS = {
@@ -122,7 +123,7 @@ def translate(given: dict[str, Any]) -> Translation:
     _trainer(t, stage)
     _model(t)
     _adapter(t)
-    _data(t, stage)
+    _data(t)
     for path, value in DEFAULTS.items():
         if not (path == "trainer.save_steps" and "save_strategy" in t.recipe["trainer"]):
             t.assume(path, value)
@@ -197,7 +198,7 @@ def _trainer(t: Translation, stage: str) -> None:
 def _model(t: Translation) -> None:
     revision = t.get("model_revision", "main")
     if t.get("model_name_or_path") is not None:
-        reference = absolute(str(t.get("model_name_or_path")))
+        reference = found(str(t.get("model_name_or_path")))
         t.set("model", reference if revision == "main" else f"{reference}@{revision}", "model_name_or_path")
         if "model_revision" in t.given:
             t.carried["model_revision"] = "model" if revision != "main" else "the default"
@@ -251,53 +252,19 @@ def _adapter(t: Translation) -> None:
     t.assume("adapter.alpha", 2 * t.recipe["adapter"]["r"])
 
 
-def _data(t: Translation, stage: str) -> None:
-    folder = Path(str(t.get("dataset_dir", "data"))).expanduser()
-    known = json.loads((folder / "dataset_info.json").read_text("utf-8")) if (folder / "dataset_info.json").is_file() else {}
+def _data(t: Translation) -> None:
+    """Names of data sets -> dataset_info.json:NAME,NAME, which ftx reads as it is (with ftx-formats)."""
+    info = Path(str(t.get("dataset_dir", "data"))).expanduser() / "dataset_info.json"
     for key, target in (("dataset", "data"), ("eval_dataset", "eval_data")):
-        names = names_of(t.get(key)) if t.get(key) is not None else []
-        if not names:
+        if t.get(key) is None:
             continue
-        if len(names) > 1:
-            t.lose(f"{key}: {', '.join(names[1:])}", "ftx takes one file or a directory of files")
-        about = known.get(names[0])
-        if about is None:
-            t.lose(key, f"'{names[0]}' is a name in {folder / 'dataset_info.json'}, which {'has it not' if known else 'is not there'}: give --data FILE")
-            continue
-        t.set(target, absolute(str(folder / about["file_name"])) if "file_name" in about else _hub(about), key)
-        if key == "dataset":
-            formatter = formatter_of(about)
-            if stage == "pt" and not about.get("columns", {}).get("response"):
-                formatter = {"name": "text", "text_column": about.get("columns", {}).get("prompt", "text")}
-            t.recipe["formatter"] = formatter
-            t.carried[f"{names[0]} of dataset_info.json"] = f"formatter={formatter['name']}"
-            for word in ("images", "videos", "audios"):
-                if about.get("columns", {}).get(word):
-                    t.lose(f"{names[0]}.columns.{word}", "ftx trains on text")
-
-
-def formatter_of(about: dict[str, Any]) -> dict[str, Any]:
-    """An entry of dataset_info.json -> the formatter and its options (its columns and tags; what is as usual is left out)."""
-    columns, tags = about.get("columns", {}), about.get("tags", {})
-    if about.get("ranking"):
-        pairs = (
-            ("chosen", "chosen_column"),
-            ("rejected", "rejected_column"),
-            ("prompt", "prompt_column"),
-            ("messages", "prompt_column"),
-            ("query", "input_column"),
-        )
-        return {"name": "preference", **{ours: columns[theirs] for theirs, ours in pairs if theirs in columns}}
-    if columns.get("kto_tag"):
-        return {"name": "preference", "label_column": columns["kto_tag"]}
-    if about.get("formatting") == "sharegpt":
-        if tags.get("role_tag") == "role" and tags.get("content_tag") == "content":
-            return {"name": "messages", **({"messages_column": columns["messages"]} if "messages" in columns else {})}
-        names = {"messages": "messages_column", "system": "system_column", "tools": "tools_column"}
-        return {"name": "sharegpt", **{ours: columns[theirs] for theirs, ours in names.items() if theirs in columns}, **tags}
-    names = {"prompt": "instruction_column", "query": "input_column", "response": "output_column", "system": "system_column", "history": "history_column"}
-    return {"name": "alpaca", **{ours: columns[theirs] for theirs, ours in names.items() if theirs in columns}}
-
-
-def _hub(about: dict[str, Any]) -> str:
-    return str(about.get("hf_hub_url") or about.get("ms_hub_url") or about.get("script_url"))
+        names = ",".join(names_of(t.get(key)))
+        reference = absolute(f"{info}:{names}")
+        try:
+            if reference is None:
+                raise DataError(f"{names}: a name in {info}, which is not there")
+            sources(reference)
+        except DataError as error:
+            t.lose(key, f"{error.problem.rstrip('.')}: give --data FILE")
+        else:
+            t.set(target, reference, key)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ftx.errors import DataError, RecipeError, did_you_mean
+from ftx.readers import absolute
 
 #: Words for a key that the other system needs and ftx does not.
 ALWAYS = "ftx always does"
@@ -167,10 +168,9 @@ def optimizer(value: Any) -> str:
     return str(value)
 
 
-def absolute(reference: str) -> str:
+def found(reference: str) -> str:
     """A path that exists, absolute; anything else (a hub id) as it is."""
-    path = Path(reference).expanduser()
-    return str(path.absolute()) if path.exists() else reference
+    return absolute(reference) or reference
 
 
 def refuse(system: str, what: str) -> DataError:

@@ -12,7 +12,6 @@ from ftx.cli import main
 from ftx.errors import DataError, RecipeError
 from ftx_import import check
 from ftx_import_axolotl import translate as axolotl
-from ftx_import_llamafactory import formatter_of
 from ftx_import_llamafactory import translate as llamafactory
 from ftx_import_translation import read_config
 
@@ -311,52 +310,18 @@ def test_training_that_ftx_does_not_have_is_refused(translate, text, words):
         translate(yaml.safe_load(text))
 
 
-def test_a_dataset_is_looked_up(tmp_path):
+def test_datasets_are_looked_up(tmp_path):
     info = {
-        "chats": {
-            "file_name": "chats.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "turns", "system": "sys"},
-            "tags": {"user_tag": "u", "assistant_tag": "a"},
-        },
-        "pairs": {"file_name": "pairs.json", "ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}},
-        "openai": {
-            "file_name": "o.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "messages", "images": "pics"},
-            "tags": {"role_tag": "role", "content_tag": "content"},
-        },
-        "remote": {"hf_hub_url": "org/data"},
+        "chats": {"file_name": "chats.json", "formatting": "sharegpt"},
+        "more": {"file_name": "more.json"},
+        "pictures": {"file_name": "p.json", "columns": {"images": "i"}},
     }
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
-    (tmp_path / "chats.json").write_text("[]")
-    done = llamafactory({"model_name_or_path": "b", "dataset": "chats,pairs", "dataset_dir": str(tmp_path), "eval_dataset": "remote"})
-    assert done.recipe["data"] == str(tmp_path / "chats.json") and done.recipe["eval_data"] == "org/data"
-    assert done.recipe["formatter"] == {"name": "sharegpt", "messages_column": "turns", "system_column": "sys", "user_tag": "u", "assistant_tag": "a"}
-    assert list(done.lost) == ["dataset: pairs"]
-    assert formatter_of(info["pairs"]) == {"name": "preference", "chosen_column": "good", "rejected_column": "bad", "prompt_column": "q"}
-    assert formatter_of(info["openai"]) == {"name": "messages", "messages_column": "messages"}
-    images = llamafactory({"model_name_or_path": "b", "dataset": "openai", "dataset_dir": str(tmp_path)})
-    assert "openai.columns.images" in images.lost
-
-
-def test_every_entry_of_a_real_dataset_info_has_a_formatter_that_resolves(llamafactory_meta):
-    for name, about in json.loads((llamafactory_meta / "dataset_info.json").read_text("utf-8")).items():
-        formatter = formatter_of(about)
-        preference = formatter["name"] == "preference"
-        if preference and "label_column" in formatter:
-            continue  # unpaired: ftx has no trainer for it
-        check({"data": "x", "formatter": formatter, "trainer": {"name": "dpo" if preference else "sft"}}), name
-
-
-@pytest.fixture
-def llamafactory_meta():
-    from pathlib import Path
-
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "llamafactory_meta"
-    if not folder.is_dir():
-        pytest.skip("the data is not at ../shared/data")
-    return folder
+    done = llamafactory({"model_name_or_path": "b", "dataset": "chats, more", "dataset_dir": str(tmp_path)})
+    assert done.recipe["data"] == f"{tmp_path / 'dataset_info.json'}:chats,more" and not done.lost
+    for name, words in (("pictures", "images"), ("chat", "no data set 'chat'")):
+        done = llamafactory({"model_name_or_path": "b", "dataset": name, "dataset_dir": str(tmp_path)})
+        assert "data" not in done.recipe and words in done.lost["dataset"]
 
 
 def test_the_command(tmp_path):
