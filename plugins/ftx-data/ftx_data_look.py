@@ -105,9 +105,16 @@ def texts_of(value: Any) -> Iterator[str]:
 
 def digest(row: dict[str, Any]) -> bytes:
     """16 bytes: rows that differ only in case, white space and Unicode form have the same."""
-    text = json.dumps(own(row), ensure_ascii=False, sort_keys=True)
-    folded = " ".join(unicodedata.normalize("NFKC", text.replace("\\n", " ").replace("\\t", " ").replace("\\r", " ")).casefold().split())
-    return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    text = json.dumps(_folded(own(row)), ensure_ascii=False, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _folded(value: Any) -> Any:
+    if isinstance(value, str):
+        return " ".join((value if value.isascii() else unicodedata.normalize("NFKC", value)).casefold().split())
+    if isinstance(value, dict):
+        return {key: _folded(one) for key, one in value.items()}
+    return [_folded(one) for one in value] if isinstance(value, list) else value
 
 
 def distinct(digests: bytes | bytearray) -> int:

@@ -17,7 +17,7 @@ def client(url: str | None) -> Any:
     try:
         import argilla
     except ImportError as error:
-        raise FtxError("Argilla's SDK is not installed.", "pip install 'argilla>=2.8,<3'") from error
+        raise FtxError("Argilla's SDK is not installed.", "pip install 'argilla>=2.8,<3' requests") from error
     key, url = os.environ.get("ARGILLA_API_KEY"), url or os.environ.get("ARGILLA_API_URL")
     if not key or not url:
         raise FtxError("the server's address or key is not known.", "Set ARGILLA_API_URL and ARGILLA_API_KEY.")

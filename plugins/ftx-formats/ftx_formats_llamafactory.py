@@ -21,7 +21,21 @@ DEFAULTS = {"prompt": "instruction", "query": "input", "response": "output", "me
 #: Its tags -> what ShareGPT calls them.
 TAGS = {"user_tag": "human", "assistant_tag": "gpt", "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
 OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-KEYS = {"file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "formatting", "ranking", "columns", "tags", "subset", "split", "folder", "num_samples"}
+KEYS = {
+    "file_name",
+    "hf_hub_url",
+    "ms_hub_url",
+    "om_hub_url",
+    "script_url",
+    "formatting",
+    "ranking",
+    "columns",
+    "tags",
+    "subset",
+    "split",
+    "folder",
+    "num_samples",
+}
 MEDIA = ("images", "videos", "audios")
 
 
@@ -62,7 +76,11 @@ def _source(file: Path, name: str, entry: Any) -> Source:
     plain = formatting == "alpaca" and set(columns) == {"prompt"}  # pre-training: the prompt is all there is
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
-        own = {"text" if plain and DEFAULTS["response"] not in row and ours == "instruction" else ours: row[column] for column, ours in taken.items() if column in row}
+        own = {
+            "text" if plain and DEFAULTS["response"] not in row and ours == "instruction" else ours: row[column]
+            for column, ours in taken.items()
+            if column in row
+        }
         if turns is not None:
             for column in ("conversations", "chosen", "rejected"):
                 if column in own:
