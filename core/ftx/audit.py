@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ftx.encode import IGNORE, end_tokens
-from ftx.errors import DataError
+from ftx.errors import DataError, PluginError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from ftx.run import Run
@@ -46,30 +48,29 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
     """Look at every encoded row of a split: the findings of the core, and the figures for audit.json."""
     import numpy
 
-    from ftx.columns import chunks
-
+    blank = functools.lru_cache(maxsize=100_000)(lambda answer: not str(tokenizer.decode(answer, skip_special_tokens=True)).strip())
     ends = end_tokens(tokenizer)
-    bos = tokenizer.bos_token_id
-    found: dict[str, list[int]] = {"none": [], "lost": [], "empty": [], "cut": [], "no_end": [], "double_bos": [], "crossed": [], "identical": []}
-    lengths, supervised, seen = array("l"), 0, array("Q")
-    columns = [("input_ids", "labels")] if "labels" in dataset.column_names else [(f"{side}_input_ids", f"{side}_labels") for side in ("chosen", "rejected")]
-    for number, row in enumerate(row for rows in chunks(dataset) for row in rows):
-        cut = int(row.get("cut") or 0)
-        faults = set()
-        for ids_column, labels_column in columns:
-            ids, labels = row[ids_column], row[labels_column]
-            faults |= _faults(ids, labels, cut, ends, bos, tokenizer)
-            lengths.append(len(ids))
-            supervised += sum(label != IGNORE for label in labels[1:])
-        if row.get("crossed"):
-            faults.add("crossed")
-        if len(columns) == 2 and row["chosen_input_ids"] == row["rejected_input_ids"]:
-            faults.add("identical")
-        seen.append(_digest(repr([row[ids] for ids, _ in columns])))
-        if run.recipe.allow_truncation and cut and "none" in faults:
-            faults = {"lost"}
-        for fault in faults:
-            found[fault].append(number)
+    names = ("none", "empty", "no_end", "double_bos", "identical", "cut", "crossed", "lost")
+    found: dict[str, list[int]] = {name: [] for name in names}
+    lengths, supervised, seen, number = array("l"), 0, array("Q"), 0
+    sides = [""] if "labels" in dataset.column_names else ["chosen_", "rejected_"]
+    for piece in _pieces(dataset, sides):
+        faults = {"cut": piece.cut > 0, "crossed": piece.crossed > 0}
+        for lists in piece.sides:
+            for name, rows in _faults(*lists, piece.cut, ends, tokenizer.bos_token_id, blank).items():
+                faults[name] = faults.get(name, False) | rows
+            lengths.extend(lists[0].lengths.tolist())
+            supervised += int(_counted(*lists).sum())
+        digests = [piece.digest(row) for row in range(len(piece.cut))]
+        seen.extend(both[0] if len(both) == 1 else hash(both) & (2**64 - 1) for both in digests)
+        if len(sides) == 2:
+            faults["identical"] = numpy.array([chosen == rejected for chosen, rejected in digests], dtype=bool)
+        if run.recipe.allow_truncation:
+            faults["lost"] = faults["cut"] & faults["none"]
+            faults |= {name: rows & ~faults["lost"] for name, rows in faults.items() if name != "lost"}
+        for name, rows in faults.items():
+            found[name] += (number + numpy.flatnonzero(rows)).tolist()
+        number += len(piece.cut)
     copies = numpy.setdiff1d(numpy.arange(len(seen)), numpy.unique(seen, return_index=True)[1]).tolist()  # all but the first of each
     figures = {
         "rows": len(dataset),
@@ -107,34 +108,98 @@ def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBas
     return [finding for finding in findings if finding.rows], figures
 
 
-def _faults(ids: list[int], labels: list[int], cut: int, ends: set[int], bos: int | None, tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    faults = set()
-    spans = list(_spans(labels))
-    if not any(label != IGNORE for label in labels[1:]):
-        faults.add("none")
-    if cut:
-        faults.add("cut")
-    for start, stop in spans:
-        if cut and stop == len(ids):
-            continue  # reported as cut
-        answer = [i for i in ids[start:stop] if i not in ends]
-        if stop - start <= SHORT and not str(tokenizer.decode(answer, skip_special_tokens=True)).strip():
-            faults.add("empty")
-        if not ends.intersection(ids[max(start, stop - SHORT) : stop]):
-            faults.add("no_end")
-    if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
-        faults.add("double_bos")
+@dataclass
+class _Lists:
+    """A column of lists of whole numbers: all of them one after another, and where each list begins and ends."""
+
+    values: NDArray[Any]
+    lengths: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        self.stops = self.lengths.cumsum()
+        self.starts = self.stops - self.lengths
+
+
+@dataclass
+class _Piece:
+    """Some rows: (ids, labels) of each side, and per row the supervised tokens cut and the borders crossed."""
+
+    sides: list[tuple[_Lists, _Lists]]
+    cut: NDArray[Any]
+    crossed: NDArray[Any]
+
+    def digest(self, row: int) -> tuple[int, ...]:
+        """64 bits of the ids of each side."""
+        import xxhash
+
+        return tuple(xxhash.xxh3_64_intdigest(ids.values[ids.starts[row] : ids.stops[row]].tobytes()) for ids, _ in self.sides)
+
+
+def _pieces(dataset: Dataset, sides: list[str]) -> Iterable[_Piece]:
+    import numpy
+
+    from ftx.columns import arrays
+
+    names = [f"{side}{what}" for side in sides for what in ("input_ids", "labels")]
+    extra = [name for name in ("cut", "crossed") if name in dataset.column_names]
+    for some in zip(*(arrays(dataset, name) for name in [*names, *extra]), strict=True):
+        lists = [_lists(one) for one in some[: len(names)]]
+        rows = len(some[0])
+        counts = {name: numpy.array([one or 0 for one in column.to_pylist()], dtype=int) for name, column in zip(extra, some[len(names) :], strict=True)}
+        for ids, labels in zip(lists[::2], lists[1::2], strict=True):
+            if not (ids.lengths == labels.lengths).all():
+                raise PluginError("the trainer gave a row whose token ids and labels have different lengths.", "Each token needs a label: see docs/hooks.md.")
+        zeros = numpy.zeros(rows, dtype=int)
+        yield _Piece(list(zip(lists[::2], lists[1::2], strict=True)), counts.get("cut", zeros), counts.get("crossed", zeros))
+
+
+def _lists(column: Any) -> _Lists:
+    import numpy
+    import pyarrow
+
+    if not pyarrow.types.is_list(column.type):  # lists that are all empty are kept as JSON
+        column = pyarrow.array([json.loads(one or "[]") for one in column.to_pylist()], pyarrow.list_(pyarrow.int32()))
+    lengths = numpy.array([one or 0 for one in column.value_lengths().to_pylist()], dtype=numpy.int64)
+    return _Lists(column.flatten().to_numpy(zero_copy_only=False).astype(numpy.int32), lengths)
+
+
+def _counted(ids: _Lists, labels: _Lists) -> NDArray[Any]:
+    """bool, one a token: whether the loss counts it. The first of a row it never does: nothing stands before it."""
+    counted: NDArray[Any] = labels.values != IGNORE
+    counted[ids.starts[ids.lengths > 0]] = False
+    return counted
+
+
+def _faults(
+    ids: _Lists, labels: _Lists, cut: NDArray[Any], ends: set[int], bos: int | None, blank: Callable[[tuple[int, ...]], bool]
+) -> dict[str, NDArray[Any]]:
+    """What is wrong with one side of some rows: name -> bool, one a row."""
+    import numpy
+
+    rows, filled = len(ids.lengths), ids.lengths > 0
+    sums = numpy.concatenate([[0], numpy.cumsum(_counted(ids, labels))])
+    faults = {"none": sums[ids.stops] == sums[ids.starts]}
+    label = numpy.concatenate([[False], labels.values != IGNORE, [False]])
+    begins, finishes = label[1:-1] & ~label[:-2], label[1:-1] & ~label[2:]
+    begins[ids.starts[filled]] = label[1:-1][ids.starts[filled]]  # a span ends with its row
+    finishes[ids.stops[filled] - 1] = label[1:-1][ids.stops[filled] - 1]
+    start, stop = numpy.flatnonzero(begins), numpy.flatnonzero(finishes) + 1
+    row = numpy.searchsorted(ids.stops, start, side="right")
+    whole = ~((cut[row] > 0) & (stop == ids.stops[row]))  # else reported as cut
+    start, stop, row = start[whole], stop[whole], row[whole]
+    is_end = numpy.isin(ids.values, list(ends))
+    ended = numpy.concatenate([[0], numpy.cumsum(is_end)])
+    for name in ("no_end", "empty", "double_bos"):
+        faults[name] = numpy.zeros(rows, dtype=bool)
+    faults["no_end"][row[ended[stop] == ended[numpy.maximum(start, stop - SHORT)]]] = True
+    for at in numpy.flatnonzero(stop - start <= SHORT).tolist():
+        span = slice(start[at], stop[at])
+        if blank(tuple(ids.values[span][~is_end[span]].tolist())):
+            faults["empty"][row[at]] = True
+    if bos is not None:
+        two = numpy.flatnonzero(ids.lengths > 1)
+        faults["double_bos"][two] = (ids.values[ids.starts[two]] == bos) & (ids.values[ids.starts[two] + 1] == bos)
     return faults
-
-
-def _spans(labels: list[int]) -> Iterable[tuple[int, int]]:
-    start = None
-    for position, label in enumerate([*labels, IGNORE]):
-        if label != IGNORE and start is None:
-            start = position
-        elif label == IGNORE and start is not None:
-            yield start, position
-            start = None
 
 
 def gate(dataset: Dataset, split: str, findings: list[tuple[str, Finding]], run: Run) -> Dataset:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ftx import Run
     from ftx.audit import Finding
+    from ftx_audit_copies import Copies
 
 #: Entries of a kind that audit.json holds; the counts beside them are of all.
 SHOWN = 100
@@ -94,33 +95,34 @@ class Audit:
     def audit_dataset(self, rows: Dataset, train_rows: Dataset | None, split: str, run: Run) -> list[Finding]:
         """What the checks of this split find."""
         made = [name for name, check in CHECKS.items() if split in check.splits and name not in self.off]
-        findings: list[Finding] = []
-        if {"secrets", "personal_data"} & set(made) or split == "train":
-            findings += self._one_by_one(rows, split, made)
-        if "near_duplicates" in made:
-            findings += self._near_duplicates(rows)
+        findings = self._one_by_one(rows, split, made) if set(made) - {"overlap"} else []
         if "overlap" in made and train_rows is not None:
             findings += self._overlap(rows, train_rows)
         return findings
 
     def _one_by_one(self, rows: Dataset, split: str, made: list[str]) -> list[Finding]:
         """The checks that take one pass over the rows."""
+        from ftx_audit_copies import CopyFinder
         from ftx_audit_private import private
         from ftx_audit_task import Answers
         from ftx_audit_text import all_said
 
         answers, found = Answers(), {"secrets": Private(), "personal_data": Private()}
+        copies = CopyFinder(rows, self.near_duplicate) if "near_duplicates" in made else None
         for number, row in enumerate(all_said(rows)):
             for kind, secret, masked in private(row.whole):
                 found["secrets" if secret else "personal_data"].add(number, kind, masked)
             if split == "train":
                 answers.see(row)
+            if copies is not None:
+                copies.see(row)
         findings = []
         for name, one in found.items():
             if name in made and one.rows:
                 what = f"{'secrets' if name == 'secrets' else 'personal data'} ({', '.join(one.kinds)})"
                 findings.append(self._finding(name, what, one.rows, {"kinds": one.kinds, "found": one.places(rows)}))
-        return findings + (self._answers(rows, answers, made) if split == "train" else [])
+        findings += self._answers(rows, answers, made) if split == "train" else []
+        return findings + (self._near_duplicates(rows, copies.finish()) if copies is not None else [])
 
     def _answers(self, rows: Dataset, answers: Any, made: list[str]) -> list[Finding]:
         from ftx_audit_private import scrubbed
@@ -150,15 +152,11 @@ class Audit:
             findings.append(self._finding("size", what, [], details, quiet=len(rows) >= least))
         return findings
 
-    def _near_duplicates(self, rows: Dataset) -> list[Finding]:
-        from ftx_audit_copies import find_copies
-
-        copies = find_copies(rows, self.near_duplicate)
+    def _near_duplicates(self, rows: Dataset, copies: Copies) -> list[Finding]:
         details: dict[str, Any] = {"threshold": self.near_duplicate, "exact": len(copies.exact), "near": len(copies.near)}
-        details["pairs"] = [
-            {"row": place(rows, number), "repeats": place(rows, earlier), "jaccard": likeness}
-            for number, (earlier, likeness) in sorted([*copies.near.items(), *((number, (earlier, 1.0)) for number, earlier in copies.exact.items())])[:SHOWN]
-        ]
+        both = sorted([*copies.near.items(), *((number, (earlier, 1.0)) for number, earlier in copies.exact.items())])[:SHOWN]
+        later, earlier = places(rows, [number for number, _ in both]), places(rows, [number for _, (number, _) in both])
+        details["pairs"] = [{"row": row, "repeats": other, "jaccard": likeness} for row, other, (_, (_, likeness)) in zip(later, earlier, both, strict=True)]
         if copies.left_out:
             details["comparisons_left_out"] = copies.left_out
         if not copies.near:
@@ -170,10 +168,10 @@ class Audit:
 
         overlap = find_overlap(train_rows, rows, self.ngram, self.shared)
         kinds = {"exact": overlap.exact, "question": overlap.question, "ngram": overlap.ngram}
-        pairs = [
-            {"row": place(rows, number), "train": place(train_rows, earlier), "by": kind} for kind, found in kinds.items() for number, earlier in found.items()
-        ]
-        details = {"rows": {kind: len(found) for kind, found in kinds.items()}, "ngram": self.ngram, "pairs": pairs[:SHOWN]}
+        both = [(number, earlier, kind) for kind in ("ngram", "question", "exact") for number, earlier in kinds[kind].items()][:SHOWN]
+        ours, theirs = places(rows, [number for number, _, _ in both]), places(train_rows, [earlier for _, earlier, _ in both])
+        pairs = [{"row": row, "train": other, "by": kind} for row, other, (_, _, kind) in zip(ours, theirs, both, strict=True)]
+        details = {"rows": {kind: len(found) for kind, found in kinds.items()}, "ngram": self.ngram, "pairs": pairs}
         findings = []
         if overlap.question:
             findings.append(self._finding("overlap", "questions of the training data", sorted(overlap.question), details))
@@ -204,10 +202,13 @@ class Private:
             self.examples.append((number, kind, masked))
 
     def places(self, rows: Dataset) -> list[dict[str, str]]:
-        return [{"row": place(rows, number), "kind": kind, "masked": masked} for number, kind, masked in self.examples]
+        named = places(rows, [number for number, _, _ in self.examples])
+        return [{"row": row, "kind": kind, "masked": masked} for row, (_, kind, masked) in zip(named, self.examples, strict=True)]
 
 
-def place(rows: Dataset, number: int) -> str:
-    """Where a row came from: file:line."""
-    row = rows.select_columns([name for name in ("_file", "_line") if name in rows.column_names])[number]
-    return f"{row.get('_file', 'row')}:{row.get('_line', number + 1)}"
+def places(rows: Dataset, numbers: list[int]) -> list[str]:
+    """Where these rows came from, each as file:line."""
+    if not {"_file", "_line"} <= set(rows.column_names):
+        return [f"row:{number + 1}" for number in numbers]
+    some = rows.select_columns(["_file", "_line"]).select(numbers)
+    return [f"{file}:{line}" for file, line in zip(some["_file"], some["_line"], strict=True)]

@@ -38,42 +38,56 @@ class Copies:
 
 
 def find_copies(rows: Dataset, threshold: float) -> Copies:
-    """Exact duplicates, and rows whose word 3-grams have a Jaccard similarity of at least `threshold` (0..1) with an earlier row.
+    """Exact duplicates, and rows whose word 3-grams have a Jaccard similarity of at least `threshold` (0..1) with an earlier row."""
+    finder = CopyFinder(rows, threshold)
+    for row in all_said(rows):
+        finder.see(row)
+    return finder.finish()
+
+
+class CopyFinder:
+    """`find_copies` for who goes through the rows anyway: `see` each in turn, then `finish`.
 
     A question's lines that stand in many rows do not count: rows that share an instruction are not copies of each other.
     """
-    import numpy
 
-    copies, shared = Copies(), shared_lines(rows)
-    bands, width = bands_for(threshold)
-    first: dict[int, int] = {}
-    numbers: list[int] = []
-    keys: list[Any] = []
-    waiting: list[tuple[int, frozenset[str]]] = []
+    def __init__(self, rows: Dataset, threshold: float) -> None:
+        self.rows, self.threshold, self.shared = rows, threshold, shared_lines(rows)
+        self.bands, self.width = bands_for(threshold)
+        self.copies, self.number = Copies(), 0
+        self.first: dict[int, int] = {}
+        self.numbers: list[int] = []
+        self.keys: list[Any] = []
+        self.waiting: list[frozenset[str]] = []
 
-    def flush() -> None:
-        if waiting:
-            numbers.extend(number for number, _ in waiting)
-            keys.append(band_keys([tokens for _, tokens in waiting], bands, width))
-            waiting.clear()
-
-    for number, row in enumerate(all_said(rows)):
-        earlier = first.setdefault(hash((row.asked, row.answer, row.other, row.label, row.tools)), number)
+    def see(self, row: Said) -> None:
+        number, self.number = self.number, self.number + 1
+        earlier = self.first.setdefault(hash((row.asked, row.answer, row.other, row.label, row.tools)), number)
         if earlier != number:
-            copies.exact[number] = earlier
-        elif tokens := shingles(own_text(row, shared)):
-            waiting.append((number, tokens))
-        if len(waiting) >= CHUNK:
-            flush()
-    flush()
+            self.copies.exact[number] = earlier
+        elif tokens := shingles(own_text(row, self.shared)):
+            self.numbers.append(number)
+            self.waiting.append(tokens)
+            if len(self.waiting) >= CHUNK:
+                self._sign()
 
-    @lru_cache(maxsize=50_000)
-    def tokens_of(number: int) -> frozenset[str]:
-        return shingles(own_text(said(rows[number]), shared))
+    def finish(self) -> Copies:
+        import numpy
 
-    if keys:
-        _join(numpy.concatenate(keys), numpy.array(numbers), tokens_of, threshold, copies)
-    return copies
+        self._sign()
+
+        @lru_cache(maxsize=50_000)
+        def tokens_of(number: int) -> frozenset[str]:
+            return shingles(own_text(said(self.rows[number]), self.shared))
+
+        if self.keys:
+            _join(numpy.concatenate(self.keys), numpy.array(self.numbers), tokens_of, self.threshold, self.copies)
+        return self.copies
+
+    def _sign(self) -> None:
+        if self.waiting:
+            self.keys.append(band_keys(self.waiting, self.bands, self.width))
+            self.waiting = []
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
@@ -87,7 +101,7 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 def shared_lines(rows: Dataset) -> frozenset[str]:
     """The lines of questions that many rows share, from an even sample."""
-    step = max(1, len(rows) // SAMPLE)
+    step = max(1, -(-len(rows) // SAMPLE))
     sample = rows.select(range(0, len(rows), step)) if step > 1 else rows
     counts: Counter[str] = Counter()
     for row in all_said(sample):

@@ -97,6 +97,7 @@ PERSONAL = (
     _kind("telephone number", "", r"(?<![\w.+$-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w-]|[.,]\d)", _phone),
     _kind("telephone number", "", r"(?<![\w.,+$/-])(?:\(0\d{2,4}\) ?|0\d{2,4}[ /-])\d{6,9}(?![\w-]|[.,/]\d)", _phone),
 )
+SIGNS = tuple(dict.fromkeys(word for kind in SECRETS for word in kind.words))
 #: Texts without it hold no number of 8 digits, however they are grouped.
 DIGITS = re.compile(r"\d(?:[ ().+/A-Z-]{0,3}\d){7}")
 
@@ -121,9 +122,14 @@ def mask(found: str, shown: int) -> str:
 def _found(text: str) -> list[tuple[str, bool, str, int, int]]:
     """(kind, secret, masked, start, end); what one kind has found is not found again by a later one."""
     numbers = DIGITS.search(text) is not None
+    groups = [(PERSONAL, False)] if numbers or "@" in text else []
+    for word in SIGNS:
+        if word in text:
+            groups = [(SECRETS, True), (PERSONAL, False)]
+            break
     found: list[tuple[str, bool, str, int, int]] = []
     taken: list[tuple[int, int]] = []
-    for kinds, secret in ((SECRETS, True), (PERSONAL, False)):
+    for kinds, secret in groups:
         for kind in kinds:
             if not (any(word in text for word in kind.words) if kind.words else numbers):
                 continue
