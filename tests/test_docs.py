@@ -246,11 +246,12 @@ def test_every_other_yaml_block_is_yaml():
 
 def test_recipes_md_has_every_key_with_its_default_and_option():
     from ftx.commands.run import command
-    from ftx.recipe import DEFAULTS, PLAIN, REPEATED, SINGLE, Recipe
+    from ftx.recipe import DEFAULTS, OBSERVERS, PLAIN, REPEATED, SINGLE, Recipe
 
     rows = {named(row[0])[0]: row for row in table(section(page("recipes.md"), "Keys"))}
     assert list(rows) == [*PLAIN, *SINGLE, *REPEATED, "suggested"]
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe) if field.default is not dataclasses.MISSING} | DEFAULTS
+    defaults["observers"] = f"[{', '.join(OBSERVERS)}]"
     flags = {flag for parameter in command.params for flag in parameter.opts}
     for key, (_, default, flag, _) in rows.items():
         value = defaults.get(key)

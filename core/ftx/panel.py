@@ -62,7 +62,7 @@ class TrainingPanel(Progress):
             said = f"loss {self.losses[-1]:.4f}  "
             lines.append(Text(said + sparkline(self.losses, width - 4 - len(said)), no_wrap=True, overflow="crop"))
         if told := "  ".join(self.told()):
-            lines.append(Text(told, no_wrap=True, overflow="ellipsis"))
+            lines.append(Text(told))
         since = clock((self.ended or time.monotonic()) - self.started)
         return Panel(Group(*lines), box=ROUNDED, title=f"{'trained' if self.ended else 'training'} {since}", title_align="left", width=width)
 
