@@ -34,6 +34,8 @@ ROW_TYPES: dict[str, tuple[str, ...]] = {
 }
 #: Where a row came from; formatters and trainers carry these columns along where they can. `_part` numbers the rows of a source that gives several.
 SOURCE_COLUMNS = ("_file", "_line", "_part")
+#: What a .gz file may unpack to: bytes, or times its own size if that is more. Text shrinks to a tenth, seldom to a fiftieth.
+UNPACKED, RATIO = 1 << 30, 100
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 #: Characters of a .json file that are read at once.
 PIECE = 1 << 20
@@ -124,7 +126,8 @@ def _read_hub(reference: str, ledger: Ledger) -> Dataset:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(reference, split="train")
+        name, _, revision = reference.partition("@")
+        dataset = datasets.load_dataset(name, revision=revision or None, split="train")
     except Exception as error:
         raise DataError(
             f"{reference}: neither a file here nor a dataset on the hub ({first_line(error)}).", "Check the path or the id, and the network."
@@ -155,7 +158,29 @@ def _read_file(file: Path, ledger: Ledger) -> Iterator[dict[str, Any]]:
 
 
 def _open(file: Path) -> Any:
-    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+    return io.BufferedReader(_Unpacked(file)) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a .gz file, as long as it is no more than UNPACKED bytes or RATIO times the file: a bomb is 1,000 times."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.inner, self.count = file, gzip.GzipFile(file), 0
+        self.most = max(UNPACKED, RATIO * file.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.inner.readinto(buffer)
+        self.count += count
+        if self.count > self.most:
+            raise DataError(f"{self.file}: unpacks to more than {self.most:,} bytes, which no text does.", "Unpack it by hand, if you know what it is.")
+        return count
+
+    def close(self) -> None:
+        self.inner.close()
+        super().close()
 
 
 def bad_row(file: str, line: int, problem: str) -> DataError:

@@ -27,6 +27,11 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def echo(text: str) -> None:
+    """Print a line; text from a plugin, a file or data cannot move the cursor or recolour the terminal."""
+    click.echo(printable(text))
+
+
 class Result:
     """What --json prints at the end."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ftx.commands.common import answering, output_options
+from ftx.commands.common import answering, echo, output_options
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -22,10 +22,10 @@ def command(context: click.Context, quiet: bool, as_json: bool, traceback: bool)
             "plugins": [{key: getattr(one, key) for key in ("stage", "name", "distribution", "version", "summary", "value", "location")} for one in entries]
         }
         if not entries:
-            click.echo("No plugin is installed.")
+            echo("No plugin is installed.")
         widths = [max((len(cell) for cell in column), default=0) for column in zip(*[(e.stage, e.name, e.origin) for e in entries], strict=True)]
         for e in entries:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip((e.stage, e.name, e.origin), widths, strict=True)) + f"  {e.summary}".rstrip())
+            echo("  ".join(cell.ljust(width) for cell, width in zip((e.stage, e.name, e.origin), widths, strict=True)) + f"  {e.summary}".rstrip())
 
 
 @command.command("show")
@@ -39,19 +39,19 @@ def show(stage: str, name: str, quiet: bool, as_json: bool, traceback: bool) -> 
 
         about = described(_stage(stage), name)
         result.content = about
-        click.echo(f"{about['stage']} {about['name']} ({about['origin']})")
-        click.echo(about["doc"])
+        echo(f"{about['stage']} {about['name']} ({about['origin']})")
+        echo(about["doc"])
         for what in ("accepts", "produces", "requires", "conflicts"):
             if about[what]:
-                click.echo(f"{what}: {', '.join(about[what])}")
+                echo(f"{what}: {', '.join(about[what])}")
         if about["suggests"]:
-            click.echo("suggests: " + ", ".join(f"{key}={value}" for key, value in about["suggests"].items()))
-        click.echo("hooks: " + (", ".join(about["hooks"]) or "none"))
-        click.echo("options:" if about["options"] else "options: none")
+            echo("suggests: " + ", ".join(f"{key}={value}" for key, value in about["suggests"].items()))
+        echo("hooks: " + (", ".join(about["hooks"]) or "none"))
+        echo("options:" if about["options"] else "options: none")
         widths = [max(len(str(option[key])) for option in about["options"]) for key in ("name", "type", "default")] if about["options"] else []
         for option in about["options"]:
             cells = [str(option[key]).ljust(width) for key, width in zip(("name", "type", "default"), widths, strict=True)]
-            click.echo("  " + "  ".join(cells) + f"  {option['help']}".rstrip())
+            echo("  " + "  ".join(cells) + f"  {option['help']}".rstrip())
 
 
 @command.command("new")
@@ -66,8 +66,8 @@ def new(stage: str, name: str, output: str | None, quiet: bool, as_json: bool, t
 
         directory, files = write_plugin(_stage(stage), name, output)
         result.content = {"directory": str(directory), "files": files}
-        click.echo(f"{directory}: {', '.join(files)}")
-        click.echo(f"Install it: pip install -e {directory}    Examine it: ftx plugins check {directory.name}")
+        echo(f"{directory}: {', '.join(files)}")
+        echo(f"Install it: pip install -e {directory}    Examine it: ftx plugins check {directory.name}")
 
 
 @command.command("check")
