@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: Prompts in one batch, and the most tokens (prompt and answer, padding included) that one batch may hold.
-BATCH_ROWS, BATCH_TOKENS = 32, 16384
+BATCH_ROWS, BATCH_TOKENS = 64, 16384
 #: What generation keeps of a checkpoint's own settings.
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -23,8 +23,10 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_to
 class Generate:
     """`generate(prompts, max_new_tokens=...)` -> one answer a prompt, in the order asked.
 
-    Batches are sorted by length and padded on the left; an answer does not depend on its batch (fp32: token for token,
-    lower precisions up to rounding). `model` and `tokenizer` are there for those who score likelihoods. `progress`, if
+    Prompts go in by length and padded on the left, what all of them begin with is read once, and a finished row makes room for
+    the next prompt; an answer does not depend on its batch (fp32: token for token, lower precisions up to rounding). Models whose
+    cache is no plain keys and values go through transformers' own loop, in batches. `model` and `tokenizer` are there for those who
+    score likelihoods. `progress`, if
     set, is called with (done, total) after each batch.
     """
 
@@ -44,15 +46,47 @@ class Generate:
         ids = [self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"] or [start] for text, prompt in zip(texts, prompts, strict=True)]
         answers = [""] * len(texts)
         done = 0
+        if not texts:
+            return []
+        stop = list(stop)
+        seeds = [_item_seed(seed, text) for text in texts] if temperature else None
         with evaluating(self.model):
+            try:
+                for i, answer in self._decoded(ids, max_new_tokens, temperature, seeds, stop):
+                    answers[i] = answer
+                    done += 1
+                    if self.progress:
+                        self.progress(done, len(texts))
+                return answers
+            except _unfit():
+                done = 0
             for batch in _batches(ids, max_new_tokens):
-                seeds = [_item_seed(seed, texts[i]) for i in batch] if temperature else None
-                for i, answer in zip(batch, self._batch([ids[i] for i in batch], max_new_tokens, temperature, seeds, list(stop)), strict=True):
+                own = [seeds[i] for i in batch] if seeds is not None else None
+                for i, answer in zip(batch, self._batch([ids[i] for i in batch], max_new_tokens, temperature, own, stop), strict=True):
                     answers[i] = answer
                 done += len(batch)
                 if self.progress:
                     self.progress(done, len(texts))
         return answers
+
+    def _decoded(self, ids: list[list[int]], max_new_tokens: int, temperature: float, seeds: list[int] | None, stop: list[str]) -> Iterator[tuple[int, str]]:
+        """(number, answer) as they are ready."""
+        import torch
+
+        from ftx.decode import Decoder
+
+        def stopped(made: list[int]) -> bool:
+            tail = self._text(made[-16 - max(map(len, stop)) :])  # a character is at least a token, and the whole is looked at only if it may be there
+            return any(one in tail for one in stop) and any(one in self._text(made) for one in stop)
+
+        decoder = Decoder(self.model, ends=self._ends(), most=max_new_tokens, temperature=temperature, stopped=stopped if stop else None)
+        rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (max(map(len, ids)) + max_new_tokens)))
+        with torch.inference_mode():
+            for number, tokens in decoder.answers(ids, seeds, rows):
+                yield number, _cut(self._text(tokens), stop)
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _batch(self, rows: list[list[int]], max_new_tokens: int, temperature: float, seeds: list[int] | None, stop: list[str]) -> list[str]:
         import torch
@@ -78,7 +112,7 @@ class Generate:
                 **more,
             )
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in out[:, width:].tolist()]
-        return [_cut(str(self.tokenizer.decode(answer, skip_special_tokens=True)), stop) for answer in answers]
+        return [_cut(self._text(answer), stop) for answer in answers]
 
     def _ends(self) -> set[int]:
         own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
@@ -100,6 +134,12 @@ class _Gumbel:
 
         noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one).log().neg() for one in self.generators])
         return scores.float() / self.temperature + noise.to(scores.device)
+
+
+def _unfit() -> type[Exception]:
+    from ftx.decode import Unfit
+
+    return Unfit
 
 
 def _item_seed(seed: int, text: str) -> int:
