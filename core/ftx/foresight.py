@@ -35,10 +35,19 @@ MOMENTS = {
 
 
 def plan(
-    wanted: Recipe, catalogue: Catalogue, console: Console, *, device_memory: str | None = None, fit: bool = False, force: bool = False, show: int = 0
+    wanted: Recipe,
+    catalogue: Catalogue,
+    console: Console,
+    *,
+    device_memory: str | None = None,
+    fit: bool = False,
+    force: bool = False,
+    show: int = 0,
+    trace: bool = False,
+    measure: bool = False,
 ) -> dict[str, Any]:
-    """Print the plan of a recipe, and `show` of its training rows; its numbers as `--json` has them. FtxError where the run would
-    not fit, unless `force`."""
+    """Print the plan of a recipe, and `show` of its training rows; its numbers as `--json` has them. `trace` and `measure`: see
+    ftx.rehearse. FtxError where the run would not fit, unless `force`."""
     machine = machine_of(wanted, device_memory)
     wanted = replace(wanted, device=machine.device) if not machine.here else wanted
     config = config_of(wanted.model, console)
@@ -56,6 +65,12 @@ def plan(
         preflight(hooks, run)
     planner = Planner(catalogue, replace(run, say=_silent), machine, config, rows)
     case, made, advice = settle(planner, wanted, fit=fit)
+    beside: dict[str, Any] = {}
+    if trace or measure:
+        from ftx import rehearse
+
+        beside = rehearse.beside(planner, case, console, traced=trace, measured=measure)
+        case, made, advice = settle(planner, wanted, fit=fit)  # with the speed
     report(planner, case, made, console)
     table = what_fits(planner, case.wanted) if rows is None else []
     if table:
@@ -79,7 +94,7 @@ def plan(
     }
     if table:
         content["longest"] = [{"rows": micro, "kept": kept, "recomputed": again} for micro, kept, again in table]
-    return content | ({"audit": audit} if audit is not None else {})
+    return content | beside | ({"audit": audit} if audit is not None else {})
 
 
 def decide(asked: Recipe, encoded: Dataset, run: Run, catalogue: Catalogue, *, force: bool = False) -> Case:

@@ -18,6 +18,8 @@ log = logging.getLogger("ftx")
 
 #: A batch is measured if it has this many times the tokens of any before it: of near lengths one is enough.
 LONGER = 1.02
+#: Steps that were neither the first nor measured from which a run's speed is taken over for later plans.
+TIMED = 5
 
 
 class Peak(TrainerCallback):  # type: ignore[misc]
@@ -135,6 +137,7 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         plain = [(seconds, count) for seconds, count, measured in self.steps[1:] if not measured]
         if self.tokens and sum(count for _, count in plain):
             padding = sum(count for _, count, _ in self.steps) / self.tokens
+            found["timed_steps"] = len(plain)
             found["seconds_per_token"] = sum(seconds for seconds, _ in plain) / sum(count for _, count in plain) * padding
         return found
 
@@ -176,6 +179,18 @@ def note(run: Run, **measured: Any) -> None:
         if name in before and name in measured:
             measured[name] = join([before[name], measured[name]])
     directory.write_json("plan.json", {**plan, "measured": {**before, **measured}})
+
+
+def finish(run: Run) -> None:
+    """At the end of a run: its disk, and the speed of this machine for later plans where enough steps tell it."""
+    from ftx.shape import read_shape
+    from ftx.speed import remember
+
+    assert run.directory is not None
+    note(run, disk=disk_of(run.directory))
+    measured = run.directory.read_json("plan.json")["measured"]
+    if measured.get("timed_steps", 0) >= TIMED and run.recipe.start is None:
+        remember(run.recipe, read_shape(run.model_path), run.device, measured["seconds_per_token"])
 
 
 def disk_of(directory: RunDir) -> int:

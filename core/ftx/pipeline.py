@@ -115,6 +115,7 @@ def train(
         write_scores(directory, scores)
         run.notes |= {"weights": weights_of(directory.model), "finished": True}
         write_manifest(directory, run, catalogue)
+        finish_plan(run)
         hooks.hook.run_finished(run=run, scores=scores)
 
     console.table(*score_table(scores))
@@ -346,6 +347,12 @@ def save_model(hooks: Hooks, model: Any, tokenizer: Any, run: Run) -> None:
         sync(run.directory.path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def finish_plan(run: Run) -> None:
+    from ftx.peak import finish
+
+    finish(run)
 
 
 def finished_training(directory: RunDir) -> bool:

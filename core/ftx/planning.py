@@ -17,6 +17,7 @@ from ftx.machine import Machine, compute_bytes, said
 from ftx.plan import Prediction, largest_batch, predict, steps_of
 from ftx.recipe import Choice, Recipe, resolve
 from ftx.shape import Shape, read_shape
+from ftx.speed import known
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,9 +134,11 @@ class Planner:
         passes = (
             steps * options.get(MICRO, 1) * options.get(TIMES, 1) / max(1, packs) if options.get("max_steps", -1) > 0 else options.get("num_train_epochs", 1)
         )
+        tokens, speed = round(rows.tokens * passes), known(recipe, prediction.shape, self.machine)
         return replace(
             prediction,
-            tokens=round(rows.tokens * passes),
+            seconds=None if speed is None else speed * tokens,
+            tokens=tokens,
             supervised_tokens=round(sum(rows.supervised) * passes),
             steps=steps,
             disk=disk_of(self.config, options, steps, prediction),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from ftx import pipeline
+from ftx.authoring import declared
 from ftx.catalogue import Catalogue
+from ftx.errors import FtxError
 from ftx.hooks import Hooks
+from ftx.machine import said
 from ftx.peak import Peak
+from ftx.planning import TIMES, Case, Planner, with_options
+from ftx.recipe import Recipe, resolve
 from ftx.run import Run, RunDir
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from ftx.console import Console
 
 
 class Stop(TrainerCallback):  # type: ignore[misc]
@@ -33,14 +41,64 @@ class Stop(TrainerCallback):  # type: ignore[misc]
         control.should_save = control.should_evaluate = False
 
 
-def rehearse(hooks: Hooks, tokenizer: Any, tokens: Dataset, run: Run, catalogue: Catalogue, *, steps: int = 2) -> dict[str, Any]:
-    """Load the model and train `steps` steps on `tokens` as the run will: `measured` of plan.json for them. The run's own state is untouched."""
+def beside(planner: Planner, case: Case, console: Console, *, traced: bool, measured: bool) -> dict[str, Any]:
+    """What `ftx plan --trace` and `--measure` add: the peak by the other way, the speed of this machine, each printed and as --json has it."""
+    import torch
+
+    from ftx import models
+    from ftx.speed import remember
+
+    machine, found = planner.machine, dict[str, Any]()
+    dtype = getattr(torch, case.recipe.dtype, None) or (torch.bfloat16 if machine.device == "cuda" else models.best_dtype("cpu"))
+    run = replace(planner.run, recipe=case.recipe, hooks=case.hooks, dtype=dtype, model_path=planner.config)
+    tokenizer = tokenizer_of(planner.config)
+    if traced:
+        prediction = case.prediction
+        peak = trace(case, replace(run, device="cpu"), like(case), tokenizer, planner.catalogue)
+        apart = prediction.peak_memory / peak - 1
+        note = " (traced as on a CPU, with the shortcuts that are taken there)" if machine.device != "cpu" else ""
+        console.say(f"trace: {said(peak)}; the closed form says {said(prediction.peak_memory)}, {apart:+.1%}{note}")
+        found["traced"] = {"peak_memory": peak, "closed_form_over_trace": apart}
+    if measured:
+        if not machine.here or not any(planner.config.glob("*.safetensors")):
+            raise FtxError("there is nothing to measure.", "--measure times the model on this machine: it needs weights, and no --device-memory.")
+        console.say("Measuring: four steps of the real training.")
+        spread = typical(planner, case)
+        took = rehearse(case, run, like(case, spread), tokenizer, planner.catalogue, steps=4, memory=False)
+        speed = took["seconds_per_token"]
+        remember(case.recipe, case.prediction.shape, machine.device, speed)
+        console.say(f"speed: {1 / speed:,.0f} tokens a second, kept for this machine, model and settings")
+        found["seconds_per_token"] = speed
+    return found
+
+
+def typical(planner: Planner, case: Case) -> tuple[int, ...]:
+    """Lengths of sequences for one pass that stand for the whole data: evenly spaced among the sorted ones."""
+    if planner.rows is None:
+        return case.prediction.shape.lengths
+    ordered = sorted(planner.rows.lengths, key=max)
+    count = max(1, len(case.prediction.shape.lengths) // len(ordered[0]))
+    return tuple(length for number in range(count) for length in ordered[(2 * number + 1) * len(ordered) // (2 * count)])
+
+
+def tokenizer_of(config: Path) -> Any:
+    """The model's tokenizer; for a config alone one that knows a pad token, which is all that a trainer asks of it here."""
+    from ftx import models
+    from ftx.testing.tiny import tiny_tokenizer
+
+    return models.load_tokenizer(config) if (config / "tokenizer.json").is_file() else tiny_tokenizer()
+
+
+def rehearse(case: Case, run: Run, tokens: Dataset, tokenizer: Any, catalogue: Catalogue, *, steps: int = 2, memory: bool = True) -> dict[str, Any]:
+    """Load the model and train `steps` steps on `tokens` as a run would: `measured` of plan.json for them. Without `memory` only the speed is."""
+    recipe, hooks = shortened(case, steps, catalogue)
     with tempfile.TemporaryDirectory(prefix="ftx-rehearsal-") as scratch:
-        trial = trial_run(run, scratch)
+        trial = trial_run(run, recipe, hooks, scratch)
         model = pipeline.load_base(hooks, catalogue, trial)
         pipeline.seed_everything(run.seed)
         model = hooks.call("adapt_model", model=model, run=trial)
         peak = Peak(trial)
+        peak.working = memory
         trainer = trainer_of(hooks, model, tokenizer, tokens, [peak, Stop(steps)], trial)
         try:
             trainer.train()
@@ -51,20 +109,49 @@ def rehearse(hooks: Hooks, tokenizer: Any, tokens: Dataset, run: Run, catalogue:
         return found
 
 
-def trace(hooks: Hooks, tokenizer: Any, tokens: Dataset, run: Run, *, steps: int = 2) -> int:
-    """Bytes: the peak of `steps` training steps on `tokens`, run with shapes in the place of numbers; no weights are read and no memory is
+def trace(case: Case, run: Run, tokens: Dataset, tokenizer: Any, catalogue: Catalogue) -> int:
+    """Bytes: the peak of two training steps on `tokens`, run with shapes in the place of numbers; no weights are read and no memory is
     taken. The model is made from its config, everything else is the plugins' own: adapter, trainer, loss, optimizer."""
     from ftx.pretend import pretending
 
+    recipe, hooks = shortened(case, 2, catalogue)
     with tempfile.TemporaryDirectory(prefix="ftx-trace-") as scratch, pretending() as machine:
-        trial = trial_run(run, scratch)
+        trial = trial_run(run, recipe, hooks, scratch)
         model = hollow_model(run.model_path, run.dtype, hooks.hook.quantization_config(run=trial))
         hooks.hook.model_loaded(model=model, run=trial)
         model = hooks.call("adapt_model", model=model, run=trial)
-        trainer = trainer_of(hooks, model, tokenizer, tokens, [Stop(steps)], trial)
+        trainer = trainer_of(hooks, model, tokenizer, tokens, [Stop(2)], trial)
         machine.peak = machine.live
         trainer.train()
         return machine.peak
+
+
+def shortened(case: Case, steps: int, catalogue: Catalogue) -> tuple[Recipe, Hooks]:
+    """The recipe of a case with so many steps of at most two passes: the second pass of a step finds gradients there."""
+    options = case.recipe.trainer.options if case.recipe.trainer else {}
+    short = {"max_steps": steps, TIMES: min(2, options.get(TIMES, 1)), "save_strategy": "no", "save_steps": None, "eval_strategy": "no", "eval_steps": None}
+    short |= {"early_stopping_patience": None, "load_best_model_at_end": False}
+    wanted = replace(case.wanted, evaluators=(), observers=())
+    return resolve(with_options(wanted, **{name: value for name, value in short.items() if name in options}), catalogue)
+
+
+def like(case: Case, lengths: Sequence[int] = ()) -> Dataset:
+    """Encoded rows for the steps of a trial: of the lengths that the case was planned for, or of those given, with its share of supervised tokens."""
+    from datasets import Dataset
+
+    shape, trainer = case.prediction.shape, next(plugin for key, plugin in case.hooks.list_name_plugin() if key.startswith("trainer:"))
+    prefixes = ["chosen_", "rejected_"] if declared(type(trainer), "sequences") == 2 else [""]
+    share = shape.supervised / max(1, sum(shape.lengths))
+    rows: list[dict[str, Any]] = []
+    wanted = lengths or shape.lengths
+    for start in range(0, len(wanted), len(prefixes)):
+        row: dict[str, Any] = {}
+        for prefix, length in zip(prefixes, wanted[start:], strict=False):
+            counted = max(1, round(share * length))
+            row[f"{prefix}input_ids"] = [(start + place) % (shape.vocabulary - 3) + 3 for place in range(length)]
+            row[f"{prefix}labels"] = [-100] * (length - counted) + row[f"{prefix}input_ids"][length - counted :]
+        rows.append(row)
+    return Dataset.from_list(rows * min(2, shape.accumulation))
 
 
 def hollow_model(path: Path, dtype: Any, quantization: Any = None) -> Any:
@@ -112,8 +199,8 @@ def hollow_model(path: Path, dtype: Any, quantization: Any = None) -> Any:
     return model.eval()
 
 
-def trial_run(run: Run, scratch: str) -> Run:
-    trial = replace(run, directory=RunDir(scratch), say=lambda line: None, notes={})
+def trial_run(run: Run, recipe: Recipe, hooks: Hooks, scratch: str) -> Run:
+    trial = replace(run, recipe=recipe, hooks=hooks, directory=RunDir(scratch), say=lambda line: None, notes={})
     assert trial.directory is not None
     trial.directory.checkpoints.mkdir()
     return trial

@@ -17,12 +17,16 @@ from ftx.commands.run import given_recipe, recipe_options
 @click.option("--fit", is_flag=True, help="Change what keeps the run from fitting, cheapest first; the effective batch stays.")
 @click.option("--force", is_flag=True, help="Exit 0 also where the run would not fit.")
 @click.option("--show", type=click.IntRange(min=0), default=0, metavar="N", help="Print the first N training rows as the model sees them.")
+@click.option("--trace", is_flag=True, help="Find the peak a second way: the plugins' own training step, run on shapes without numbers.")
+@click.option("--measure", is_flag=True, help="Time four real training steps, and keep the speed for the seconds of this and later plans on this machine.")
 @output_options
 def command(
     recipe: str | None,
     assignments: tuple[str, ...],
     device_memory: str | None,
     fit: bool,
+    trace: bool,
+    measure: bool,
     force: bool,
     show: int,
     quiet: bool,
@@ -42,4 +46,4 @@ def command(
         from ftx.foresight import plan
 
         console = Console(quiet=quiet, json=as_json)
-        result.content = plan(wanted, Catalogue(), console, device_memory=device_memory, fit=fit, force=force, show=show)
+        result.content = plan(wanted, Catalogue(), console, device_memory=device_memory, fit=fit, force=force, show=show, trace=trace, measure=measure)
