@@ -20,10 +20,10 @@ from support import read_rows, write_rows
 from ftx.catalogue import Catalogue
 from ftx.chat import Conversation, clean, save_row
 from ftx.console import Console
-from ftx.errors import DataError, ModelError, RowError
+from ftx.errors import DataError, ModelError, RecipeError, RowError
 from ftx.generate import Generate
 from ftx.testing import ftx
-from ftx.voices import Voices, stream
+from ftx.voices import Voices, newest_run, stream
 
 QUESTIONS = ["what is 3?", "what is 17?", "who are you?"]
 
@@ -216,6 +216,18 @@ def test_a_conversation_through_a_pipe(run, voices, tmp_path):
     again = ftx("generate", run, "--data", tmp_path / "train.jsonl", "--output", tmp_path / "out.jsonl", "--max-new-tokens", "2", "--json")
     assert again.exit_code == 0, again.output
     assert read_rows(tmp_path / "out.jsonl")[0]["reference"] == rows[1]["answer"]
+
+
+def test_who_names_no_run_means_the_newest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="no run with a trained model lies in runs/."):
+        newest_run()
+    for number, name in enumerate(("old", "new", "unfinished")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        if name != "unfinished":
+            (tmp_path / "runs" / name / "model").mkdir()
+            os.utime(tmp_path / "runs" / name / "model", (number, number))
+    assert newest_run() == "runs/new"
 
 
 def test_what_a_model_says_cannot_move_the_cursor():

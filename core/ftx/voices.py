@@ -90,6 +90,14 @@ class Voices:
             return (yield from stream(model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
 
 
+def newest_run(folder: Path = Path("runs")) -> str:
+    """The run under `folder` whose model was saved last: what a person means who names none. RecipeError if there is none."""
+    found = [one for one in folder.glob("*") if pipeline.finished_training(RunDir(one))]
+    if not found:
+        raise RecipeError(f"no run with a trained model lies in {folder}/.", "Give the directory that `ftx run` printed.")
+    return str(max(found, key=lambda one: (one / "model").stat().st_mtime))
+
+
 def stream(model: Any, tokenizer: Any, prompt: str | Messages, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generator[str, None, bool]:
     """One answer piece by piece, greedy at temperature 0: then it is what `Generate` gives, token for token.
 

@@ -26,7 +26,7 @@ def voice_options(command: Any) -> Any:
 
 
 @click.command("chat")
-@click.argument("run")
+@click.argument("run", required=False)
 @click.option("--base", "only_base", is_flag=True, help="Load the base alone.")
 @click.option("--second", is_flag=True, help="Load the base as a second model where the adapter cannot be turned off.")
 @click.option("--system", metavar="TEXT", default="", help="System text.")
@@ -36,7 +36,7 @@ def voice_options(command: Any) -> Any:
 @click.option("--quiet", is_flag=True, help="Say nothing but the answers.")
 @click.option("--traceback", is_flag=True, help="Show the whole traceback of an error.")
 def command(
-    run: str,
+    run: str | None,
     only_base: bool,
     second: bool,
     system: str,
@@ -52,14 +52,15 @@ def command(
 ) -> None:
     """Talk to RUN's tuned model, to its base, or to both side by side. /help lists what can be typed.
 
-    Ctrl-C stops an answer, Ctrl-D leaves. Reads from a pipe too, a line a turn.
+    Without RUN: the newest one in runs/. Ctrl-C stops an answer, Ctrl-D leaves. Reads from a pipe too, a line a turn.
     """
     with answering(traceback=traceback):
         from ftx.catalogue import Catalogue
         from ftx.chat import Chat
         from ftx.console import Console
-        from ftx.voices import Voices
+        from ftx.voices import Voices, newest_run
 
+        run = run or newest_run()
         console = Console(quiet=quiet, json=True)
         voices = Voices(run, Catalogue(), console, only="base" if only_base else None, second=second, dtype=dtype, device=device)
         file = Path(save).expanduser() if save else voices.run.directory / "chat.jsonl"  # type: ignore[operator]
