@@ -161,15 +161,14 @@ def disk_of(model: Path, options: dict[str, Any], steps: int, prediction: Predic
 # ---- what may be changed
 
 
-def changes(planner: Planner, case: Case, *, lossless: bool = False, open_only: bool = False) -> Iterator[Change]:
+def changes(planner: Planner, case: Case, *, chosen: dict[str, Any] | None = None) -> Iterator[Change]:
     """Changes one after the other, each on top of those before it, cheapest first; the effective batch stays what it is.
 
-    Smaller micro-batch, checkpointing, shorter rows, a quantizer, an 8-bit optimizer. `lossless`: the first two only, which
-    change no result; `open_only`: only what the recipe leaves open.
+    Smaller micro-batch, checkpointing, shorter rows, a quantizer, an 8-bit optimizer. With `chosen`, options that the
+    recipe names itself, only the first two, which change no result, and only where they are not among those.
     """
-    chosen = _chosen(case.wanted)
-    options = _options(case.recipe)
-    if MICRO in options and TIMES in options and not (open_only and (MICRO in chosen or TIMES in chosen)):
+    options, kept = _options(case.recipe), chosen or {}
+    if {MICRO, TIMES} <= options.keys() and not {MICRO, TIMES} & kept.keys():
         while options[MICRO] > 1 and not planner.fits(case):
             micro = next(size for size in range(options[MICRO] // 2, 0, -1) if options[MICRO] % size == 0)
             times = options[TIMES] * options[MICRO] // micro
@@ -177,10 +176,10 @@ def changes(planner: Planner, case: Case, *, lossless: bool = False, open_only: 
             options = _options(case.recipe)
             if planner.fits(case) or micro == 1:
                 yield Change(f"{micro} rows at a time, {times} times a step", f"-o trainer.{MICRO}={micro} -o trainer.{TIMES}={times}", case)
-    if AGAIN in options and not options[AGAIN] and not (open_only and chosen.get(AGAIN) is not None) and not planner.fits(case):
+    if AGAIN in options and not options[AGAIN] and kept.get(AGAIN) is None and not planner.fits(case):
         case = planner.case(with_options(case.wanted, **{AGAIN: True}))
         yield Change("recomputed activations", f"-o trainer.{AGAIN}=true", case)
-    if lossless or planner.fits(case):
+    if chosen is not None or planner.fits(case):
         return
     shorter = _shorter(planner, case)
     if shorter is not None:
@@ -221,7 +220,8 @@ def longest_fitting(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _quantized(planner: Planner, case: Case) -> Change | None:
-    """The installed quantizer with which the run needs least, if it has none yet and its plugins do not refuse one."""
+    """The installed quantizer with which the run needs least (of equals the last by name), if it has none yet and its plugins
+    do not refuse one."""
     if case.recipe.quantizer is not None or case.hooks.owners("quantization_config"):
         return None
     found = []
@@ -237,7 +237,7 @@ def _quantized(planner: Planner, case: Case) -> Change | None:
             found.append((one.prediction.needed, name, one))
     if not found:
         return None
-    _, name, best = min(found, key=lambda one: one[0])
+    _, name, best = min(reversed(found), key=lambda one: one[0])
     return Change(f"weights packed by {name}", f"--quantizer {name}", best)
 
 
@@ -247,15 +247,15 @@ def settle(planner: Planner, wanted: Recipe, *, fit: bool = False) -> tuple[Case
     What the recipe leaves open (checkpointing, and micro-batch with accumulation) is decided here: no activation is computed
     twice unless memory asks for it. `fit` changes what it does not leave open, too.
     """
+    chosen = _options(wanted)
+    if _options(resolve(wanted, planner.catalogue)[0]).get(AGAIN, False) is None:
+        wanted = with_options(wanted, **{AGAIN: False})
     case = planner.case(wanted)
     made: list[Change] = []
     if not planner.fits(case):
-        tried = list(changes(planner, case, lossless=not fit, open_only=not fit))
+        tried = list(changes(planner, case, chosen=None if fit else chosen))
         if tried and planner.fits(tried[-1].case):
             made, case = tried, tried[-1].case
-    options = _options(case.recipe)
-    if AGAIN in options and options[AGAIN] is None:
-        case = planner.case(with_options(case.wanted, **{AGAIN: False}))
     advice = [] if planner.fits(case) else list(changes(planner, case))
     return case, made, advice
 
@@ -281,8 +281,3 @@ def with_options(recipe: Recipe, **options: Any) -> Recipe:
 
 def _options(recipe: Recipe) -> dict[str, Any]:
     return recipe.trainer.options if recipe.trainer else {}
-
-
-def _chosen(wanted: Recipe) -> dict[str, Any]:
-    """Options of the trainer that the recipe itself names."""
-    return dict(wanted.trainer.options) if wanted.trainer else {}

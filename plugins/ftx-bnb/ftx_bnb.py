@@ -149,8 +149,9 @@ def packing(shape: Shape, *, bits: Literal[4, 8], double_quant: bool = False) ->
         scales = blocks + 4 * -(-blocks // 256) + (1024 + 4) * matrices if double_quant else 4 * blocks
         size = numbers // 2 + scales + 64 * matrices  # and the 16 values of each
     largest = max(inputs * outputs for inputs, outputs in shape.linears.values())
-    at_once = 1 if shape.device == "cuda" else 2  # there the next one is unpacked into the same memory
-    return {"weights": size - shape.loaded * numbers, "buffers": at_once * shape.loaded * largest}
+    # one is unpacked while the gradients of a layer's SwiGLU are not there yet: only what it takes beyond them counts
+    beyond = max(0, shape.loaded * largest - shape.compute * shape.intermediate * shape.tokens)
+    return {"weights": size - shape.loaded * numbers, "buffers": beyond}
 
 
 def keep_weights(model: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftx import hookimpl, option, plugin
@@ -55,8 +56,7 @@ class Training:
     max_length: int | None = option(1024, "Longer rows are cut at their end (the audit refuses cut answers); none cuts nothing.")
     gradient_checkpointing: bool | None = option(
         None,
-        "Recompute activations instead of keeping them. none: off on a CPU; on a GPU on only if activations, head and optimizer, estimated generously, "
-        "would fill more than 80 % of the free memory.",
+        "Recompute activations instead of keeping them. none: the plan decides, which recomputes nothing unless the run would not fit otherwise.",
     )
     logging_steps: int = option(10, "Steps between two lines of metrics; the first step is always one.")
     save_strategy: Literal["no", "steps", "epoch"] = option("epoch", "When to write a checkpoint; save_steps means 'steps'.")
@@ -161,6 +161,12 @@ class Training:
 
             reasons += unknown_optimizer(self.optim) + read_args(self)[1]
         return reasons
+
+    @hookimpl
+    def around_generation(self, model: Any, run: Run) -> AbstractContextManager[Any]:
+        from ftx_fast import generating
+
+        return generating(model, parts_of(self.fast))
 
     @hookimpl
     def plan_shape(self, shape: Shape, run: Run) -> Shape:
