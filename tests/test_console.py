@@ -64,7 +64,7 @@ def test_on_a_terminal_there_is_a_live_panel(toy_run, tmp_path):
     title, step, loss, figures, _ = drawn
     assert title.startswith("╭─ trained 0:00:") and step.startswith("│ step 6/6 ━") and "left" not in step
     assert re.search(r"│ loss \d+\.\d{4}  [▁▂▃▄▅▆▇█]{6} ", loss)
-    assert re.search(r"│ lr \S+  [\d,]+ tokens/s  memory \d+\.\d\d GiB( \(plan \d+\.\d\d GiB\))? +│", figures)
+    assert re.search(r"│ lr \S+  [\d,]+ tokens/s  resident \d+\.\d\d GiB( \(plan: \d+\.\d\d GiB of tensors\))? +│", figures)
     assert not any(line.startswith("step 1/6") for line in lines), "no plain lines beside the panel"
     assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h"), "the cursor is hidden as often as it is shown again"
 
@@ -174,3 +174,22 @@ def test_text_from_data_cannot_reach_the_terminal():
     console.rich.file = io.StringIO()
     console.say("a row says \x1b[2J\x07[red]boo[/red]")
     assert console.rich.file.getvalue() == "a row says \N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}[red]boo[/red]\n"
+
+
+@pytest.mark.parametrize(
+    ("planned", "resident", "expected"),
+    [
+        (3 << 30, False, "memory 1.50 of 3.00 GiB planned"),
+        (None, False, "memory 1.50 GiB"),
+        (3 << 30, True, "resident 1.50 GiB (plan: 3.00 GiB of tensors)"),
+        (None, True, "resident 1.50 GiB"),
+    ],
+)
+def test_memory_beside_the_plans(planned, resident, expected):
+    console = Console()
+    console.rich = Rich(file=io.StringIO(), force_terminal=True, width=80)
+    with console:
+        watched = console.watch("step", 4, planned=planned, resident=resident)
+        watched.update(2, peak_memory=3 << 29)
+        watched.end()
+    assert f"│ {expected} " in console.rich.file.getvalue()

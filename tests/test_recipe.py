@@ -401,3 +401,57 @@ def test_another_trainer_drops_what_was_suggested_for_the_first():
     sft, _ = resolve(merge({}, {"trainer": "sft", "adapter": "lora", "data": "x"}), Catalogue())
     other, _ = resolve(merge(yaml.safe_load(to_yaml(sft)), {"trainer": "dpo"}), Catalogue())
     assert other.trainer.options["learning_rate"] == 1e-4
+
+
+# ---- observers by default ------------------------------------------------------------------------------------------
+
+
+@plugin
+class Watch:
+    """An observer."""
+
+    title: str = option("", "Title.")
+
+
+@pytest.fixture
+def watched() -> Catalogue:
+    """Both default observers, and another."""
+    return catalogue(
+        installed=False,
+        formatter={"auto": Auto},
+        adapter={"lora": LoRA},
+        trainer={"sft": SFT},
+        observer={"audit": Watch, "report": Watch, "other": Watch},
+    )
+
+
+def observers(catalogue: Catalogue, content: dict | None = None, *named: str, options: tuple[str, ...] = ()) -> list[str]:
+    return [choice.name for choice in plan(catalogue, content, *options, observer=named).observers]
+
+
+def test_a_recipe_that_lists_no_observers_has_the_default_ones(watched):
+    assert observers(watched) == ["audit", "report"]
+    assert observers(watched, {"observers": []}) == [] and observers(watched, {"observers": ["other"]}) == ["other"]
+    assert again(plan(watched))["observers"] == [{"name": "audit", "title": ""}, {"name": "report", "title": ""}], "a repeat names them"
+
+
+def test_an_observer_on_the_command_line_is_added_and_none_drops_the_others(watched):
+    assert observers(watched, None, "other") == ["audit", "report", "other"]
+    assert observers(watched, None, "report") == ["audit", "report"]
+    assert observers(watched, {"observers": ["other"]}, "report") == ["other", "report"]
+    assert observers(watched, None, "none") == [] and observers(watched, None, "none", "report") == ["report"]
+    titled = {"observers": [{"name": "report", "title": "mine"}]}
+    assert plan(watched, titled, observer=("none", "report")).observers == (Choice("report", {"title": "mine"}),), "naming it keeps its options"
+    assert plan(watched, None, "report.title=x").observers[1].options == {"title": "x"}
+
+
+def test_a_default_observer_that_is_not_installed_is_left_out_and_a_named_one_is_refused(shelf):
+    assert observers(shelf) == []
+    for content, named, options in ((None, ("report",), ()), ({"observers": ["report"]}, (), ()), (None, (), ("report.title=x",))):
+        with pytest.raises(PluginError, match=r"no observer is called 'report'\."):
+            observers(shelf, content, *named, options=options)
+
+
+def test_an_observer_named_twice_is_refused(watched):
+    with pytest.raises(PluginError, match=r"observer 'other' is named twice\."):
+        observers(watched, None, "other", "other")

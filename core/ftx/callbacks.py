@@ -32,13 +32,14 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         assert run.directory is not None
         self.file, self.console = run.directory.metrics, console
         self.planned = (run.directory.read_json("plan.json", {}).get("predicted") or {}).get("peak_memory")
+        self.resident = run.device == "cpu"
         last = (read_lines(self.file) or [{}])[-1]
         self.before = {name: last.get(name, 0) for name in COUNTS}
         self.last_tokens, self.last_time = 0, time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last_time = time.monotonic()
-        self.progress = self.console.watch("step", state.max_steps, done=state.global_step, planned=self.planned)
+        self.progress = self.console.watch("step", state.max_steps, done=state.global_step, planned=self.planned, resident=self.resident)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.resumed_at = getattr(self, "resumed_at", state.global_step)

@@ -49,14 +49,14 @@ class Console:
         self.settle()
         return Bar(self, what, total) if self.can_draw else Progress(self, what, total)
 
-    def watch(self, what: str, total: int, *, done: int = 0, planned: int | None = None) -> Progress:
-        """Progress of a training from step `done` on: the live panel where it can be drawn. `planned`: bytes that the plan expects."""
+    def watch(self, what: str, total: int, *, done: int = 0, planned: int | None = None, resident: bool = False) -> Progress:
+        """Progress of a training from step `done` on: the live panel where it can be drawn, with memory beside the `planned` bytes."""
         self.settle()
         if not self.can_draw:
             return Progress(self, what, total, done)
         from ftx.panel import TrainingPanel
 
-        return TrainingPanel(self, what, total, done, planned)
+        return TrainingPanel(self, what, total, done, planned, resident)
 
     def __enter__(self) -> Console:
         return self

@@ -17,13 +17,17 @@ GIB = 2**30
 
 
 class TrainingPanel(Progress):
-    """Drawn four times a second at most 80 columns wide; its last state stays on the screen. `planned`: bytes that plan.json expects."""
+    """Drawn four times a second, at most 80 columns wide; its last state stays on the screen.
 
-    def __init__(self, console: Console, what: str, total: int, done: int, planned: int | None) -> None:
+    `planned`: bytes of tensors that plan.json expects at most. `resident`: the figure `peak_memory` is what the process holds resident, its
+    libraries included, so the two stand beside each other and not one over the other.
+    """
+
+    def __init__(self, console: Console, what: str, total: int, done: int, planned: int | None, resident: bool) -> None:
         super().__init__(console, what, total, done)
         from rich.live import Live
 
-        self.done, self.planned = done, planned
+        self.done, self.planned, self.resident = done, planned, resident
         self.losses: list[float] = []
         self.figures: dict[str, Any] = {}
         self.ended: float | None = None
@@ -74,8 +78,11 @@ class TrainingPanel(Progress):
         if "tokens_per_second" in self.figures:
             found.append(f"{self.figures['tokens_per_second']:,.0f} tokens/s")
         if "peak_memory" in self.figures:
-            plan = f" (plan {self.planned / GIB:.2f} GiB)" if self.planned else ""
-            found.append(f"memory {self.figures['peak_memory'] / GIB:.2f} GiB{plan}")
+            held, plan = f"{self.figures['peak_memory'] / GIB:.2f}", f"{self.planned / GIB:.2f} GiB" if self.planned else ""
+            if self.resident:
+                found.append(f"resident {held} GiB" + (f" (plan: {plan} of tensors)" if plan else ""))
+            else:
+                found.append(f"memory {held} of {plan} planned" if plan else f"memory {held} GiB")
         return found
 
 

@@ -180,13 +180,22 @@ def plan_part(told: Told) -> Part:
     predicted, measured = (told.plan.get(side) or {} for side in ("predicted", "measured"))
     if not predicted and not measured:
         return Part()
-    shown = {"peak_memory": ("peak memory", size), "seconds": ("time", duration), "tokens": ("tokens", count), "disk": ("disk", size)}
+    shown = {
+        "peak_memory": ("peak memory of tensors", size),
+        "evaluation_memory": ("memory while answering", size),
+        "resident_memory": ("resident memory, libraries included", size),
+        "seconds": ("time", duration),
+        "steps": ("steps", count),
+        "tokens": ("tokens", count),
+        "supervised_tokens": ("supervised tokens", count),
+        "disk": ("disk", size),
+    }
     rows = [plan_row(name, predicted.get(key), measured.get(key), form) for key, (name, form) in shown.items() if key in predicted or key in measured]
     kinds = [side.get("by_kind") or {} for side in (predicted, measured)]
     rows += [plan_row(f"memory: {kind}", kinds[0].get(kind), kinds[1].get(kind), size) for kind in dict.fromkeys([*kinds[0], *kinds[1]])]
     memory = [(side, told.plan.get(side, {}).get("peak_memory")) for side in ("predicted", "measured") if told.plan.get(side)]
-    drawn = [Bar(group="peak memory, GiB", name=side, value=value / GIB) for side, value in memory if is_number(value)]
-    charts = [("memory", bars(drawn, (0, max(one.value for one in drawn) or 1)))] if drawn else []
+    drawn = [Bar(group="of tensors, GiB", name=side, value=value / GIB) for side, value in memory if is_number(value)]
+    charts = [("peak memory", bars(drawn, (0, max(one.value for one in drawn) or 1)))] if drawn else []
     return Part(heading="Memory and time: predicted and measured", id="plan", rows=rows, charts=charts)
 
 
@@ -231,14 +240,28 @@ def audit_parts(told: Told) -> list[Part]:
         for key in dict.fromkeys(key for about in splits.values() for key in about)
     ]
     found = [{"split": name, **finding} for name, about in told.audit.items() if is_split(about) for finding in about.get("findings") or []]
-    columns = list(dict.fromkeys(key for finding in found for key in finding))
-    findings = [{key: value_text(finding.get(key)) for key in columns} for finding in found]
+    findings = [finding_row(finding) for finding in found]
     facts = {key: value_text(value) for key, value in flat({name: about for name, about in told.audit.items() if not is_split(about)}).items()}
     return [
         Part(heading="Audit of the data", id="audit", rows=rows, facts=facts),
         Part(heading="Findings", id="findings", rows=findings, numbers=False),
         Part(heading="Rows not used as they came", id="ledger", rows=ledger_rows(told.ledger), numbers=False),
     ]
+
+
+def finding_row(finding: Mapping[str, Any]) -> dict[str, str]:
+    """One line of what may be long: the first places, and of the details those that are a word or a number."""
+    places = [value_text(place) for place in finding.get("places") or []]
+    details = {key: value for key, value in flat(finding.get("details") or {}).items() if isinstance(value, str | int | float)}
+    return {
+        "split": str(finding["split"]),
+        "what": value_text(finding.get("what")),
+        "rows": value_text(finding.get("rows")),
+        "refuses": "yes" if finding.get("refuses") else "",
+        "places": ", ".join(places[:PLACES]) + (f" and {len(places) - PLACES} more" if len(places) > PLACES else ""),
+        "details": ", ".join(f"{key} {value_text(value)}" for key, value in details.items()),
+        "by": value_text(finding.get("by")),
+    }
 
 
 def is_split(about: Any) -> bool:

@@ -111,7 +111,10 @@ def test_scores_and_charts(tmp_path):
 def test_predicted_and_measured(tmp_path):
     words = page_of(write_run(tmp_path / "run", plan=PLAN)).words
     assert "Memory and time: predicted and measured" in words
-    rows = [line.split() for line in ("peak memory 2.24 GiB 1.77 GiB 0.79", "time 2:10 2:24 1.10", "tokens 52,000 52,000 1.00", "memory: weights 286.10 MiB")]
+    rows = [
+        line.split()
+        for line in ("peak memory of tensors 2.24 GiB 1.77 GiB 0.79", "time 2:10 2:24 1.10", "tokens 52,000 52,000 1.00", "memory: weights 286.10 MiB")
+    ]
     told = " ".join(words.replace("\n", " ").split())
     cells = re.sub(r"\s+", "", told)
     for row in rows:
@@ -119,14 +122,27 @@ def test_predicted_and_measured(tmp_path):
     assert "Memory and time" not in page_of(write_run(tmp_path / "without")).words
 
 
+FINDING = {"by": "observer:audit", "what": "a phone number", "rows": 5, "refuses": False, "places": [f"t.jsonl:{i}" for i in range(5)]}
+FINDING |= {"details": {"check": "private", "pairs": [[1, 2]], "shares": {"phone": 0.5}}}
+
+
 def test_the_audit_and_the_ledger(tmp_path):
     audit = {
-        "train": {"rows": 3, "tokens": 30, "findings": [{"by": "audit", "what": "a phone number", "rows": 2, "refuses": False}]},
+        "train": {"rows": 3, "tokens": 30, "findings": [FINDING]},
         "advice": {"size": "small"},
     }
     ledger = [{"file": "some/where/train.jsonl", "line": i, "reason": "an empty answer", "action": "dropped"} for i in (3, 5, 8, 9)]
     words = page_of(write_run(tmp_path / "run", audit=audit, ledger=ledger)).words
-    for text in ("Audit of the data", "a phone number", "advice size", "small", "an empty answer", "train.jsonl:3, train.jsonl:5, train.jsonl:8"):
+    for text in (
+        "Audit of the data",
+        "a phone number",
+        "t.jsonl:0, t.jsonl:1, t.jsonl:2 and 2 more",
+        "check private, shares phone 0.5",
+        "advice size",
+        "small",
+        "an empty answer",
+        "train.jsonl:3, train.jsonl:5, train.jsonl:8",
+    ):
         assert text in words
     assert "train.jsonl:9" not in words
 
