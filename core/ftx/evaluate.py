@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ftx.errors import FtxError, first_line
 from ftx.generate import Generate
@@ -24,6 +26,7 @@ def evaluate_phase(phase: str, hooks: Hooks, generate: Generate, dataset: Datase
     Also gives evaluator -> error for those that raised: each costs only its own scores.
     """
     assert run.directory is not None
+    generate.around = lambda: around(hooks, generate.model, run)
     scores: list[Score] = []
     failed: dict[str, str] = {}
     for key in hooks.implementers("evaluate_model"):
@@ -43,6 +46,16 @@ def evaluate_phase(phase: str, hooks: Hooks, generate: Generate, dataset: Datase
         if stamped:
             run.say(f"{phase}: {name} {describe(stamped[0])}")
     return scores, failed
+
+
+@contextlib.contextmanager
+def around(hooks: Hooks, model: Any, run: Run) -> Iterator[None]:
+    """Inside what every plugin puts around generation."""
+    with contextlib.ExitStack() as stack:
+        for _, manager in hooks.each("around_generation", model=model, run=run):
+            if manager is not None:
+                stack.enter_context(manager)
+        yield
 
 
 def compare_phases(hooks: Hooks, evaluators: list[str], run: Run) -> tuple[list[Score], dict[str, str]]:

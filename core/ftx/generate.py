@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,16 @@ class Generate:
     Prompts go in by length and padded on the left, what all of them begin with is read once, and a finished row makes room for
     the next prompt; an answer does not depend on its batch (fp32: token for token, lower precisions up to rounding). Models whose
     cache is no plain keys and values go through transformers' own loop, in batches. `model` and `tokenizer` are there for those who
-    score likelihoods. `progress`, if
-    set, is called with (done, total) after each batch.
+    score likelihoods. `progress`, if set, is called with (done, total) as answers come; `around` gives a context manager in
+    which the model runs.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, progress: Callable[[int, int], None] | None = None, around: Callable[[], Any] = nullcontext
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.progress = progress
+        self.progress, self.around = progress, around
 
     def __call__(
         self, prompts: Sequence[str | Messages], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = ()
@@ -50,7 +52,7 @@ class Generate:
             return []
         stop = list(stop)
         seeds = [_item_seed(seed, text) for text in texts] if temperature else None
-        with evaluating(self.model):
+        with evaluating(self.model), self.around():
             try:
                 for i, answer in self._decoded(ids, max_new_tokens, temperature, seeds, stop):
                     answers[i] = answer

@@ -127,6 +127,15 @@ def model_loaded(model: PreTrainedModel, run: Run) -> None:
     """The base model is loaded, before its evaluation. Also called when a finished run is read back."""
 
 
+@hookspec
+def around_generation(model: Any, run: Run) -> AbstractContextManager[Any] | None:
+    """A context manager in which the model generates for an evaluator, faster or otherwise; what it does ends with it.
+
+    Called each time that an evaluator generates, with the base and with the tuned model. Answers in float32 must be the same
+    token for token, and the model's weights afterwards the same bits.
+    """
+
+
 @stage_hook
 def adapt_model(model: PreTrainedModel, run: Run) -> Any:
     """The base model -> the model to train, with `requires_grad` set on what trains. Owner: the adapter."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ PARTS = {
     "products": "fp32 products through the faster library, on a CPU",
     "memory": "freed memory kept between steps, on a CPU",
 }
+#: Parts that generation gains from; attention over a cache and the choice of tokens are the generator's own.
+GENERATING = ("products", "layers", "lora")
 #: Kinds of layers that know where a joined row begins.
 SEPARABLE = {"full_attention", "sliding_attention"}
 
@@ -106,6 +109,16 @@ def install(model: nn.Module, parts: Sequence[str]) -> Fast:
         fast.undo()
         raise
     return fast
+
+
+@contextmanager
+def generating(model: nn.Module, parts: Sequence[str] = tuple(PARTS)) -> Iterator[Fast]:
+    """While a model generates: of these parts those that a forward pass without gradients gains from."""
+    fast = install(model, [part for part in parts if part in GENERATING])
+    try:
+        yield fast
+    finally:
+        fast.undo()
 
 
 def knows_segments(model: nn.Module) -> bool:

@@ -1,29 +1,41 @@
-"""Generation for evaluation: ftx's generator beside one prompt at a time, and beside transformers in batches of 8 as they come.
+"""Generation for evaluation: ftx's generator beside transformers' `generate` in batches of 8 as they come.
 
-`python tests/benchmarks/generation.py [--prompts N] [--dtype float32]`: on the questions of the example data, smollm2 with a fresh LoRA
-adapter as a run's tuned model has one. Prints seconds, ratios, and how many answers are the same token for token.
+`python tests/benchmarks/generation.py [--prompts N] [--dtype float32] [--run RUN] [--one-by-one]`: on snips' validation questions (or those
+of the example data, where snips is absent), smollm2 with a fresh LoRA adapter as a run's tuned model has one, or the tuned model of RUN.
+Prints seconds, ratios, and how many answers are the same token for token.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from ftx import models
 from ftx.encode import prompt_text
 from ftx.generate import Generate
+from ftx_fast import generating
 
-DATA = Path(__file__).resolve().parent.parent.parent / "examples" / "data" / "products-test.jsonl"
+REPO = Path(__file__).resolve().parent.parent.parent
+DATA = REPO / "examples" / "data" / "products-test.jsonl"
+SNIPS = REPO.parent / "shared" / "data" / "snips"
 
 
 def questions(count: int) -> list[str | list[dict[str, str]]]:
     """`count` prompts of different lengths, in no order."""
     import json
 
+    if SNIPS.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, REPO / "examples" / "snips.py", SNIPS, folder], check=True, stdout=subprocess.DEVNULL)
+            rows = [json.loads(line) for line in (Path(folder) / "snips-validation.jsonl").read_text("utf-8").splitlines()]
+        return [[{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}] for row in rows[:count]]
     rows = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
     texts = [f"{row['instruction']}\n{row['input']}" for row in rows]
     texts = [text + " Think of every detail." * (number % 7) for number, text in enumerate(texts * (1 + count // len(texts)))]
@@ -49,22 +61,30 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--run", type=Path, help="a finished run, whose adapter is taken")
+    parser.add_argument("--one-by-one", action="store_true", help="compare with one prompt at a time too")
     given = parser.parse_args()
     path = models.resolve("smollm2", print)
     torch.manual_seed(0)
     tokenizer = models.load_tokenizer(path)
     model = models.load_model(path, dtype=getattr(torch, given.dtype), device="cpu")
-    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data *= 0.02  # changes what is said, and leaves sense in it
+    if given.run:
+        model = PeftModel.from_pretrained(model, given.run / "model").eval()
+    else:
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data *= 0.02  # changes what is said, and leaves sense in it
     prompts = questions(given.prompts)
-    generate = Generate(model, tokenizer)
+    generate = Generate(model, tokenizer, around=lambda: generating(model))
+    bare = Generate(model, tokenizer)
     ways = {
         "ftx": lambda: generate(prompts, max_new_tokens=given.max_new_tokens),
+        "ftx without ftx-fast": lambda: bare(prompts, max_new_tokens=given.max_new_tokens),
         "transformers, batches of 8": lambda: plain(model, tokenizer, prompts, 8, given.max_new_tokens),
-        "ftx, one by one": lambda: [generate([prompt], max_new_tokens=given.max_new_tokens)[0] for prompt in prompts],
     }
+    if given.one_by_one:
+        ways["ftx, one by one"] = lambda: [generate([prompt], max_new_tokens=given.max_new_tokens)[0] for prompt in prompts]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     answers = {}
     for _ in range(given.rounds):
