@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from ftx.commands.common import answering, output_options
-from ftx.commands.run import given_recipe, recipe_options
+from ftx.commands.common import answering, given_recipe, output_options, recipe_options
 
 
 @click.command("plan")
