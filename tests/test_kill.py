@@ -25,7 +25,9 @@ class Zygote:
     def __init__(self, folder: Path) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "FTX_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         self.log = folder / "log.txt"
-        self.process = subprocess.Popen([sys.executable, REPO / "tests" / "toys" / "zygote.py"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder)
+        self.process = subprocess.Popen(
+            [sys.executable, REPO / "tests" / "toys" / "zygote.py"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder
+        )
         assert json.loads(self.process.stdout.readline()) == {"ready": True}
 
     def __call__(self, *args: object, kill: dict | None = None) -> tuple[int, float, str]:
@@ -62,6 +64,7 @@ def arguments(tiny, tmp_path_factory):
         return [
             *("run", "--model", str(model), "--data", str(data[trainer]), "--eval-data", str(held_out[trainer]), "--trainer", trainer),
             *("--adapter", adapter, "--evaluator", "reward-accuracy" if trainer == "dpo" else "exact-match", "--dtype", "float32", "--device", "cpu"),
+            *("--observer", "none"),
             *([] if trainer == "dpo" else ["-o", "exact-match.max_new_tokens=4"]),
             *("-o", f"trainer.max_steps={steps}", "-o", "trainer.save_steps=1", "-o", "trainer.logging_steps=5"),
             *("-o", "trainer.per_device_train_batch_size=2", "-o", "trainer.gradient_accumulation_steps=2", "--output", str(output)),

@@ -116,3 +116,26 @@ def test_what_a_killed_write_left_is_swept_up(cli, toy_run, tmp_path):
     (run / "eval" / "toys:Equal" / ".base.jsonl.123.tmp").write_text("{")
     assert cli("resume", run).exit_code == 0
     assert not list(run.rglob("*.tmp"))
+
+
+def test_a_directory_that_became_read_only_is_refused_at_resume(cli, toy_run, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    mounted = os.geteuid() == 0  # root writes everywhere but on a read-only mount
+    if mounted and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("root, and no right to mount: no directory is read-only here")
+    try:
+        assert cli(*toy_run("-o", "trainer.max_steps=1", output=place / "run")).exit_code == 0
+        manifest = place / "run" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        else:
+            (place / "run").chmod(0o555)
+        result = cli("resume", place / "run")
+        assert result.exit_code == 2 and "cannot be written" in result.stderr and "Make the directory writable." in result.stderr, result.output
+    finally:
+        if mounted:
+            subprocess.run(["umount", place], check=False)
+        else:
+            (place / "run").chmod(0o755)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ftx import yamls
 from ftx.errors import DataError, RecipeError, did_you_mean
 from ftx.readers import absolute
 
@@ -109,7 +110,7 @@ class Translation:
 def read_config(file: Path) -> dict[str, Any]:
     """A configuration's YAML or JSON as a mapping; RecipeError with the line if it is none."""
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
+        content = yamls.load(file.read_text("utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"{file}: no such configuration.", "Give the YAML file that the other system was called with.") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 
@@ -59,14 +60,10 @@ def call(args: list[str], log: str, kill: dict | None) -> dict:
 
 
 def serve() -> None:
-    import peft  # noqa: F401
     import torch
-    import trl
 
-    import ftx.callbacks
-    import ftx.pipeline  # noqa: F401
-
-    trl.SFTTrainer, trl.DPOTrainer  # noqa: B018  loaded on first use
+    for name in ("evaluate", "peft", "scipy.stats", "ftx.callbacks", "ftx.pipeline", "ftx_dpo_trainer", "ftx_exact_match_metric", "ftx_sft_trainer"):
+        import_module(name)
     torch.set_num_threads(1)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
