@@ -59,7 +59,7 @@ def test_good_rows_pass_and_are_counted(tokenizer):
         "tokens": 6 * length,
         "supervised_tokens": 6 * answer,
         "supervised_share": round(answer / length, 4),
-        "length": dict.fromkeys(("p5", "p50", "p95", "max"), length),
+        "length": dict.fromkeys(("p5", "p50", "p95", "p99", "max"), length),
         "rows_without_supervised_token": 0,
         "empty_answers": 0,
         "cut_answers": 0,

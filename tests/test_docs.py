@@ -313,9 +313,45 @@ def test_data_md_has_every_finding_of_the_gate():
         {"input_ids": [bos, bos, a, end], "labels": [no, no, a, end], "cut": 0},
     ]
     findings, _ = audit_tokens(to_dataset(rows), "train", tiny_tokenizer(), make_run())
+    equal = {f"{side}_{what}": [a, end] for side in ("chosen", "rejected") for what in ("input_ids", "labels")}
+    findings += audit_tokens(to_dataset([equal]), "train", tiny_tokenizer(), make_run())[0]
     assert all(finding.refuse for finding in findings)
     documented = [row[0] for row in table(section(page("data.md"), "The gate"))]
     assert documented == [*(finding.what for finding in findings), "rows that stand in the training data"]
+
+
+def test_audit_md_says_what_refuses_and_what_warns():
+    from ftx.audit import audit_tokens
+    from ftx.data import to_dataset
+    from ftx.testing import make_run, tiny_tokenizer
+    from ftx_audit import CHECKS, Audit
+    from ftx_audit_task import SIZES
+
+    end, bos, a, no = 2, 1, 10, -100
+    rows = [
+        {"input_ids": [a, a], "labels": [no, no], "cut": 0, "crossed": 0},
+        {"input_ids": [a, a], "labels": [no, no], "cut": 3, "crossed": 1},
+        {"input_ids": [a, end], "labels": [no, end], "cut": 0, "crossed": 0},
+        {"input_ids": [a, a + 1], "labels": [no, a + 1], "cut": 3, "crossed": 0},
+        {"input_ids": [a, a, a], "labels": [no, a, a], "cut": 0, "crossed": 0},
+        {"input_ids": [bos, bos, a, end], "labels": [no, no, a, end], "cut": 0, "crossed": 1},
+    ]
+    equal = {f"{side}_{what}": [a, end] for side in ("chosen", "rejected") for what in ("input_ids", "labels")}
+    refused: dict[bool, dict[str, bool]] = {}
+    for allowed in (False, True):
+        run = make_run(allow_truncation=allowed)
+        found = [finding for one in (rows, [equal]) for finding in audit_tokens(to_dataset(one), "train", tiny_tokenizer(), run)[0]]
+        refused[allowed] = {finding.what: finding.refuse for finding in found}
+    documented = {row[0]: row[1] for row in table(section(page("audit.md"), "What the core finds"))}
+    assert set(documented) == {*refused[False], *refused[True], "rows that stand in the training data"}
+    for what, text in documented.items():
+        if what != "rows that stand in the training data":
+            assert text.startswith("refuses" if refused[False].get(what) else "warns"), what
+            assert ("warns with `--allow-truncation`" in text) == (refused[False].get(what) is True and refused[True][what] is False), what
+    checks = {named(row[0])[0]: row[1:] for row in table(section(page("audit.md"), "What the observer finds"))}
+    assert checks == {name: [", ".join(one.splits), "refuses" if name in Audit().refuse else "warns", one.finds] for name, one in CHECKS.items()}
+    sizes = {row[0]: tuple(int(cell.replace(",", "")) for cell in row[1:]) for row in table(section(page("audit.md"), "How many rows"))}
+    assert sizes == SIZES
 
 
 def test_data_md_has_the_ledgers_keys():

@@ -46,7 +46,7 @@ def test_without_colours_supervised_tokens_stand_in_brackets(tokenizer):
         "Supervised tokens stand in \u27e6 \u27e7:",
         "-- d.jsonl:7: 34 tokens, 8 supervised",
         "<|im_start|>user\u23ce",
-        "Say\u21e5\thi.<|im_end|>\u23ce",
+        "Say\u21e5hi.<|im_end|>\u23ce",
         "<|im_start|>assistant\u23ce",
         "\u27e6Hi \u00e9!<|im_end|>\u23ce",
         "\u27e7",

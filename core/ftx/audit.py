@@ -300,5 +300,5 @@ def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
     import numpy
 
     ordered = numpy.sort(lengths) if len(lengths) else numpy.zeros(1, dtype=int)
-    shares = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
+    shares = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {name: int(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for name, share in shares.items()}

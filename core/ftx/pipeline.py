@@ -27,7 +27,7 @@ from ftx.ledger import Ledger
 from ftx.lock import LOCK, locked
 from ftx.manifest import weights_of, write_manifest
 from ftx.memory import memory_error, record
-from ftx.prepare import Split, check_row_types, prepare
+from ftx.prepare import Split, check_row_types, prepare, settle
 from ftx.recipe import Recipe, resolve, to_yaml
 from ftx.run import Run, RunDir, Score, write_lines, write_text
 
@@ -113,7 +113,7 @@ def train(
         scores += tuned + changes
         failed |= failed_tuned | failed_changes
         write_scores(directory, scores)
-        run.notes |= {"weights": weights_of(directory.model), "finished": True}
+        run.notes |= {"weights": weights_of(directory.model), "source_rows": settle(splits, run), "finished": True}
         write_manifest(directory, run, catalogue)
         finish_plan(run)
         hooks.hook.run_finished(run=run, scores=scores)

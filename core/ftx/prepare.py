@@ -10,7 +10,7 @@ from ftx.data import ROW_TYPES, read_dataset, row_type
 from ftx.errors import DataError, PluginError
 from ftx.hooks import Hooks
 from ftx.ledger import Entry, Ledger
-from ftx.run import Run, read_lines
+from ftx.run import Run, read_lines, write_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,6 +72,7 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
                 droppable=False,
             )
             audit.gate(splits["eval"].rows, "eval", [("core", finding)], run)
+    run.ledger.split = "train"  # what is entered from now on, training leaves out
     return splits, report
 
 
@@ -132,10 +133,23 @@ def encode(reference: str, hooks: Hooks, tokenizer: Any, run: Run) -> tuple[Data
     return rows, tokens
 
 
-def account(split: str, tokens: Dataset, run: Run) -> dict[str, int]:
+def settle(splits: dict[str, Split], run: Run) -> dict[str, dict[str, int]]:
+    """At the end of a run: `account` of each split once more, with what a trainer or an evaluator has entered since, and the
+    ledger as it is now on disk."""
+    if run.directory is not None and run.is_main and read_lines(run.directory / "ledger.jsonl") != run.ledger.as_rows():
+        write_lines(run.directory / "ledger.jsonl", run.ledger.as_rows())
+    counts = {}
+    for name, split in splits.items():
+        run.ledger.split = name
+        counts[name] = account(name, split.tokens, run, late=True)
+    return counts
+
+
+def account(split: str, tokens: Dataset, run: Run, *, late: bool = False) -> dict[str, int]:
     """Source rows that came in, that are used, changed or not, and that were dropped. PluginError if the sum is not right.
 
-    `in` = `as_they_came` + `changed` + `dropped`; of the last two every row stands in the ledger.
+    `in` = `as_they_came` + `changed` + `dropped`; of the last two every row stands in the ledger. `late`: a row of `tokens` may
+    have been dropped since.
     """
     ledger = run.ledger
     came, dropped = ledger.came.get(split, 0), ledger.dropped()
@@ -150,6 +164,8 @@ def account(split: str, tokens: Dataset, run: Run) -> dict[str, int]:
         used = len(keys)
         if dropped:
             both = sum(columns.source(key, files) in dropped for key in keys)
+        if late:
+            used, both = used - both, 0
     if both or came != used + len(dropped) or len(tokens) < used:
         wrong = f"{both} of them are both" if both else f"{abs(came - used - len(dropped)) or used - len(tokens)} are not accounted for"
         raise PluginError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: What stands around supervised tokens where there is no colour.
 OPEN, CLOSE = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}", "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
-MARKS = {"\n": "\N{RETURN SYMBOL}\n", "\t": "\N{RIGHTWARDS ARROW TO BAR}\t"}
+MARKS = {"\n": "\N{RETURN SYMBOL}\n", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 #: (supervised, special) -> how rich prints it.
 STYLES = {(True, True): "bold green reverse", (True, False): "green", (False, True): "dim reverse", (False, False): "dim"}
 
