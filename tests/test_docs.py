@@ -614,6 +614,20 @@ def masked(text: str) -> list[str]:
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
+def talk_as_shown(words: list[str], output: str) -> None:
+    """What stands behind a prompt is typed; each line of an answer and each remark of the program comes, less what is said."""
+    prompt = re.compile(r"^(?:base|tuned|base\+tuned)> ?")
+    typed = "".join(prompt.sub("", line) + "\n" for line in output.splitlines() if prompt.match(line))
+    done = subprocess.run([sys.executable, "-m", "ftx", *words[1:]], input=typed, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+
+    def shape(text: str) -> list[str]:
+        lines = [line for line in text.splitlines() if re.match(r"(base|tuned): |\(", line)]
+        return [line if line.startswith("(") else line.partition(":")[0] for line in lines]
+
+    assert shape(done.stdout) == shape(output)
+
+
 def test_the_tutorial_runs(tmp_path, process, monkeypatch):
     """All commands in their order; what they print, less numbers and progress. Ctrl-C is pressed behind step 4."""
     (tmp_path / "make_dates.py").write_text(blocks(page("tutorial.md"), "python make_dates.py")[0])
@@ -628,6 +642,10 @@ def test_the_tutorial_runs(tmp_path, process, monkeypatch):
             words += ["--observer", "ftx.testing.own:CtrlC", "-o", "ftx.testing.own:CtrlC.after=4"]
         done = process(*words[1:], timeout=1200)
         real = masked((done.stdout + done.stderr).replace(f"{tmp_path}/", ""))
+        if words[1] == "chat":
+            talk_as_shown(words, output)
+            checked += 1
+            continue
         wanted = masked("\n".join(line for line in output.splitlines() if line != "^C"))
         assert [line for line in real if "CtrlC" not in line] == wanted, command
         checked += 1

@@ -555,10 +555,10 @@ def big(file: Path, megabytes: int) -> Path:
     ("command", "more"),
     [
         ("inspect", ()),
-        ("sample", ("--output", "{out}/sample.jsonl")),
-        ("fix", ("--output", "{out}/fix.jsonl")),
+        pytest.param("sample", ("--output", "{out}/sample.jsonl"), marks=pytest.mark.full),
+        pytest.param("fix", ("--output", "{out}/fix.jsonl"), marks=pytest.mark.full),
         ("dedupe", ("--output", "{out}/dedupe.jsonl")),
-        ("split", ("--near", 0, "--output", "{out}/split")),
+        pytest.param("split", ("--near", 0, "--output", "{out}/split"), marks=pytest.mark.full),
         ("convert", ("--to", "messages", "--output", "{out}/convert.jsonl")),
     ],
 )
