@@ -451,3 +451,29 @@ def test_the_peak_of_a_step_is_the_measured_one(adapter, trainer, checkpointing,
     assert plan.peak_memory == pytest.approx(standing + second.found.added, rel=0.02)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert plan.shape.trained == trained
+
+
+def test_a_run_from_another_runs_adapter_is_planned_on_its_base(tmp_path, data):
+    model = tiny_model_dir(tmp_path / "model")
+    common = ("--data", str(data), "-o", "trainer.max_steps=1", "--device", "cpu", "--quiet")
+    assert run("run", "--model", str(model), "--output", str(tmp_path / "first"), *common).exit_code == 0
+    second = run("run", "--from", str(tmp_path / "first"), "--output", str(tmp_path / "second"), *common)
+    assert second.exit_code == 0, second.output
+    first, then = (json.loads((tmp_path / name / "plan.json").read_text())["predicted"] for name in ("first", "second"))
+    assert first == then
+    assert json.loads(run("plan", "--from", str(tmp_path / "first"), "--data", str(data), "--device", "cpu", "--json").stdout)["parameters"] == 35168
+
+
+def test_a_model_of_another_kind_is_counted_from_its_files_and_never_refused(tmp_path, data, monkeypatch):
+    model = tiny_model_dir(tmp_path / "model")
+    assert read_shape(model).counted == read_shape(model).parameters == 35168
+    config = json.loads((model / "config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "something_new", "intermediate_size": 4096}))
+    (other / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    assert read_shape(other).parameters == 35168
+    (other / "model.safetensors").write_bytes(b"no header")
+    assert read_shape(other).counted == 0
+    done = run("plan", "--model", str(other), "--device-memory", "1GB")
+    assert "they are an estimate" in done.output

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftx.catalogue import Catalogue
+from ftx.errors import ModelError
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
 from ftx.machine import Machine, parse_size, said, this_machine
 from ftx.planning import AGAIN, MICRO, TIMES, Case, Change, Planner, Rows, refusal, rows_of, settle, with_options
 from ftx.recipe import Recipe, resolve
-from ftx.run import Run
+from ftx.run import Run, RunDir
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +51,7 @@ def plan(
     ftx.rehearse. FtxError where the run would not fit, unless `force`."""
     machine = machine_of(wanted, device_memory)
     wanted = replace(wanted, device=machine.device) if not machine.here else wanted
-    config = config_of(wanted.model, console)
+    config = base_of(RunDir(wanted.start).model) if wanted.start else config_of(wanted.model, console)
     weights = any(config.glob("*.safetensors"))
     if wanted.data and not weights:
         console.say(f"{config} has no weights: planned without the data.")
@@ -97,15 +98,20 @@ def plan(
     return content | beside | ({"audit": audit} if audit is not None else {})
 
 
-def decide(asked: Recipe, encoded: Dataset, run: Run, catalogue: Catalogue, *, force: bool = False) -> Case:
+def decide(asked: Recipe, encoded: Dataset, run: Run, catalogue: Catalogue, *, force: bool = False) -> Case | None:
     """What `ftx run` does with its plan, before the run directory is written: checkpointing, and the micro-batch where the
     recipe leaves it open, are decided, put into the run, and said where memory asked for them. FtxError where the run would
-    not fit, unless `force`. Plugins other than the trainer stay the objects that they are."""
+    not fit, unless `force`. Plugins other than the trainer stay the objects that they are. None for a model whose config
+    does not say how large it is; one of an unknown kind is never refused, for its numbers are an estimate."""
     machine = Machine("cuda", _free_on_gpu(), True) if run.device == "cuda" else this_machine("cpu")
-    planner = Planner(catalogue, replace(run, say=_silent), machine, run.model_path, rows_of(encoded))
-    case, made, advice = settle(planner, asked)
+    planner = Planner(catalogue, replace(run, say=_silent), machine, base_of(run.model_path), rows_of(encoded))
+    try:
+        case, made, advice = settle(planner, asked)
+    except ModelError as error:
+        run.say(f"no plan: {error.problem}")
+        return None
     if not planner.fits(case):
-        if not force:
+        if not force and planner.model.known:
             raise refusal(planner, case, advice)
         run.say(f"The plan is {said(case.prediction.needed)}, and {machine.device} has {said(machine.memory or 0)}: tried all the same.")
     for change in made:
@@ -118,6 +124,17 @@ def decide(asked: Recipe, encoded: Dataset, run: Run, catalogue: Catalogue, *, f
     hooks.check()
     run.recipe, run.hooks = case.recipe, hooks
     return replace(case, hooks=hooks)
+
+
+def base_of(path: Path) -> Path:
+    """The directory with the config of what lies in `path`: itself, or of a run's adapter the model that the run started from."""
+    from ftx import models
+    from ftx.readback import recipe_of
+
+    while not (path / "config.json").is_file() and (path.parent / "recipe.yaml").is_file():
+        recipe = recipe_of(RunDir(path.parent))
+        path = RunDir(recipe.start).model if recipe.start else models.resolve(recipe.model)
+    return path
 
 
 def _free_on_gpu() -> int:

@@ -79,7 +79,8 @@ def train(
     predicted: dict[str, Any] = {}
     if resume is None:
         case = decide(asked, splits["train"].tokens, run, catalogue, force=force)
-        recipe, hooks, predicted = case.recipe, case.hooks, case.prediction.as_dict()
+        if case is not None:
+            recipe, hooks, predicted = case.recipe, case.hooks, case.prediction.as_dict()
 
     with locked(directory, make=resume is None), writing(directory, hooks, run, fresh=resume is None), console:
         if resume is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,8 @@ class Shape:
     """Bytes of a number of the base as it is loaded."""
     compute: int = 4
     """Bytes of a number that a layer computes."""
-    stored: int = 0
-    """Bytes of the weights on disk; 0 where there are none."""
+    counted: int = 0
+    """Numbers in the weights' files; 0 where there are none. Counts for kinds of models whose sizes say too little."""
 
     lengths: tuple[int, ...] = (512,) * 4
     """Tokens of each sequence of the largest forward pass."""
@@ -144,6 +145,8 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        if self.counted and not self.known:
+            return self.counted
         return self.linear_parameters + self.embeddings + self.other_parameters
 
     @property
@@ -165,8 +168,19 @@ def read_shape(path: Path, **more: Any) -> Shape:
         raise ModelError(f"{path} has no config.json, so it is not a model directory.", "Give a directory with a config.json.") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read as JSON ({error}).", "Get the file again.") from error
-    stored = sum(one.stat().st_size for one in file.parent.glob("*.safetensors"))
-    return shape_of(config if isinstance(config, dict) else {}, where=str(file), stored=stored, **more)
+    counted = sum(map(numbers_in, file.parent.glob("*.safetensors")))
+    return shape_of(config if isinstance(config, dict) else {}, where=str(file), counted=counted, **more)
+
+
+def numbers_in(file: Path) -> int:
+    """How many numbers a safetensors file holds, from its header alone; 0 if it is none."""
+    try:
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, 100 << 20)))
+        return sum(math.prod(about["shape"]) for name, about in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
 
 
 def shape_of(config: dict[str, Any], *, where: str = "the config", **more: Any) -> Shape:
