@@ -184,7 +184,7 @@ def test_each_goes_on_from_its_own_answers():
 def piped(run: Path, lines: str, *more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ftx", "chat", str(run), "--max-new-tokens", "8", *more]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, input=lines, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, input=lines, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_conversation_through_a_pipe(run, voices, tmp_path):
