@@ -116,11 +116,12 @@ def finished_run(
     run.model_path = models.resolve(run.model)
     assert run.directory is not None
     write_text(run.directory.recipe, to_yaml(run.recipe))
-    model = run.hooks.call("adapt_model", model=pipeline.load_base(run.hooks, plugins, run), run=run)
-    generator = torch.Generator().manual_seed(run.seed)
-    with torch.no_grad():
+    base = pipeline.load_base(run.hooks, plugins, run)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(run.seed)
+        model = run.hooks.call("adapt_model", model=base, run=run)
         for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter += amount * torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter += amount * torch.randn(parameter.shape).to(parameter)
     pipeline.save_model(run.hooks, model, models.load_tokenizer(run.model_path), run)
     write_manifest(run.directory, run, plugins)
     return run
