@@ -66,5 +66,6 @@ def list_models(catalogue: Catalogue, console: Console, device_memory: str | Non
     console.say(f"Memory for one row of {LENGTH} tokens at a time, activations recomputed; (in brackets): more than {where} has")
     console.table(["model", "size", *shown], rows)
     for name, one in found.items():
-        console.say(f'{name}: {one["hub"]}; published for QLoRA: {one["qlora"]} GB; {one["notes"]}; "{one["said"]}"')
+        quoted = f'"{one["said"]}" ({one["source"]})'
+        console.say(f"{name}: {one['hub']}; published for QLoRA: {one['qlora']} GB; {one['notes']}; {quoted}")
     return {"device": machine.device, "device_memory": machine.memory, "models": found}

@@ -1,0 +1,45 @@
+"""What ftx-fast says to a plan: its constants are those of its parts, and it applies what they apply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import ftx_fast_attention as attention
+import ftx_fast_head as head
+import ftx_fast_memory as memory
+import ftx_fast_rows as rows
+from ftx.shape import Shape
+
+SHAPE = Shape(hidden=48, intermediate=80, layers=2, heads=6, kv_heads=2, head_dim=8, vocabulary=1000)
+
+
+def test_constants_are_those_of_the_parts():
+    assert (memory.BLOCK, memory.PRODUCTS, memory.NEAR) == (attention.BLOCK, attention.PRODUCTS, attention.NEAR)
+    assert memory.ELEMENTS == head.ELEMENTS
+    assert (memory.PAYS, memory.MULTIPLE) == (rows.PAYS, rows.MULTIPLE)
+
+
+def test_rows_are_joined_where_the_trainer_joins_them():
+    for lengths in ((100, 100), (100, 97), (100, 94), (100, 50, 20), (7,)):
+        shape = memory.shaped(replace(SHAPE, lengths=lengths), ["rows", "attention"])
+        assert shape.joined == rows.pays(lengths)
+        if shape.joined:
+            joined = rows.join(
+                torch.zeros(len(lengths), max(lengths), dtype=torch.long), torch.zeros(len(lengths), max(lengths), dtype=torch.long), lengths, 0, rows.MULTIPLE
+            )
+            assert shape.tokens == joined.input_ids.numel()
+            assert memory.batches(shape) == attention.Segments(joined.offsets).batches
+    assert not memory.shaped(replace(SHAPE, lengths=(100, 50)), ["rows"]).joined
+
+
+def test_the_head_takes_as_many_rows_at_once():
+    for vocabulary in (1000, 49152, 256000):
+        shape = replace(SHAPE, vocabulary=vocabulary, supervised=10**6)
+        assert memory.chunk(shape) == head.chunk_of(torch.empty(vocabulary, 1))
+
+
+def test_what_does_not_apply_is_left_out():
+    on = memory.shaped(replace(SHAPE, device="cuda", softcap=True), ["head", "attention", "layers", "lora", "products", "memory"]).fused
+    assert on == {"attention", "lora"}
