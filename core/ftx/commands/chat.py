@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ftx.commands.common import answering
-
-
-def voice_options(command: Any) -> Any:
-    """What `chat` and `generate` share."""
-    for option in reversed(
-        [
-            click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, metavar="T", help="0 is greedy (default); above it answers are sampled."),
-            click.option("--seed", type=int, metavar="N", help="Seed of sampling (default: the run's)."),
-            click.option("--raw", is_flag=True, help="Prompts are text to continue, not a user's turn."),
-            click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of the base model (default: the run's)."),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where it runs (default: the run's)."),
-        ]
-    ):
-        command = option(command)
-    return command
+from ftx.commands.common import answering, voice_options
 
 
 @click.command("chat")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from ftx.commands.chat import voice_options
-from ftx.commands.common import answering, output_options
+from ftx.commands.common import answering, output_options, voice_options
 
 
 @click.command("generate")
