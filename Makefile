@@ -8,7 +8,7 @@ OTHER := $(patsubst %/,%,$(sort $(dir $(wildcard contrib/*/pyproject.toml))))
 # Always all of ours in one command: pip takes each from its directory and asks the index for none of them.
 LOCAL := $(foreach directory,$(OURS),-e ./$(directory))
 
-.PHONY: demo install test full lint bench docs wheels clean
+.PHONY: demo install test full lint bench bench-full docs wheels clean
 
 demo: install
 	$(BIN)/ftx run examples/recipes/quickstart.yaml
@@ -28,6 +28,12 @@ lint: $(VENV)/.ftx-testable
 
 bench: $(VENV)/.ftx-testable
 	$(BIN)/python tests/benchmarks/run.py
+
+bench-full: $(VENV)/.ftx-testable
+	$(BIN)/python tests/benchmarks/run.py --full
+	$(BIN)/python tests/benchmarks/levers.py
+	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/generation.py --prompts 200 --dtype float32
 
 docs: $(VENV)/.ftx-testable
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

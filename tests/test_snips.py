@@ -23,8 +23,10 @@ def rows(tmp_path_factory):
     return write_rows(out / "some.jsonl", read_rows(out / "snips-train.jsonl")[::13])
 
 
-def test_loss_equals_plain_trl_step_by_step(rows, tmp_path, process):
-    steps, batch, accumulation = 8, 16, 1
+@pytest.mark.parametrize(("steps", "apart"), [(8, 1e-4), pytest.param(100, 0.01, marks=pytest.mark.full)])
+def test_loss_equals_plain_trl_step_by_step(rows, tmp_path, process, steps, apart):
+    """Eight steps to 1e-4; a hundred to a hundredth of the loss, which rounding moves from step to step."""
+    batch, accumulation = 16, 1
     settings = {
         "model": "smollm2",
         "data": str(rows),
@@ -48,9 +50,10 @@ def test_loss_equals_plain_trl_step_by_step(rows, tmp_path, process):
     run = process(
         *("run", "--model", "smollm2", "--data", rows, "--formatter", "alpaca", "--adapter", "lora", "--dtype", "float32", "--output", tmp_path / "run"),
         *(part for name, value in options.items() for part in ("-o", f"trainer.{name}={value}")),
-        timeout=900,
+        timeout=900 if steps < 100 else 5400,
     )
     assert run.returncode == 0, run.stderr
     losses = [line["loss"] for line in read_rows(tmp_path / "run" / "metrics.jsonl")]
     assert len(losses) == len(expected) == steps and losses[0] > 1.3 * losses[-1]
-    assert max(abs(ours - theirs) for ours, theirs in zip(losses, expected, strict=True)) <= 1e-4, list(zip(losses, expected, strict=True))
+    bounds = [apart if steps < 100 else apart * theirs for theirs in expected]
+    assert all(abs(ours - theirs) <= bound for ours, theirs, bound in zip(losses, expected, bounds, strict=True)), list(zip(losses, expected, strict=True))

@@ -35,6 +35,45 @@ def test_nothing_asked_for_changes_nothing():
     assert fast.head is None and not fast.joins and not fast.on and not fast.off
 
 
+@pytest.mark.parametrize("part", [*PARTS, "all"])
+def test_gradients_of_each_part_alone_and_of_all(part):
+    """A whole step of LoRA: loss over supervised tokens, the gradient of every trained parameter as without the part."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(tiny_model(), config)
+    lengths = [3, 9, 5]
+    ids = torch.randint(1, 60, (3, 9))
+    labels = torch.where(torch.arange(9) < torch.tensor(lengths)[:, None], ids, -100)
+
+    def step(parts):
+        fast = install(model, parts)
+        model.zero_grad()
+        try:
+            given, wanted = fast.joined({"input_ids": ids, "use_cache": False}, labels, lengths, 0)
+            keep = torch.zeros_like(wanted, dtype=torch.bool)
+            keep[:, :-1] = wanted[:, 1:] != -100
+            targets = wanted[:, 1:][keep[:, :-1]]
+            if fast.head is None:
+                loss = torch.nn.functional.cross_entropy(model(**given).logits[keep], targets)
+            else:
+                with fast.head.left_out():
+                    hidden = model(**given).logits[keep]
+                loss = -fast.head.logps(hidden, targets).mean()
+            loss.backward()
+        finally:
+            fast.undo()
+        return loss.detach(), {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+    wanted_loss, wanted = step([])
+    loss, got = step(list(PARTS) if part == "all" else ["attention", "rows"] if part == "rows" else [part])
+    torch.testing.assert_close(loss, wanted_loss, rtol=1e-6, atol=0)
+    assert got.keys() == wanted.keys() and len(got) > 8
+    for name, gradient in got.items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+
+
 @pytest.mark.parametrize("part", ["products", "memory"])
 def test_settings_of_the_process_leave_numbers_as_they_are(part):
     torch.manual_seed(0)

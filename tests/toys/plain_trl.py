@@ -1,4 +1,4 @@
-"""The reference: a plain TRL script, LoRA r16 on all linear layers, the loss on answers only, or DPO on pairs.
+"""The reference: a plain TRL script, by default LoRA r16 on all linear layers, the loss on answers only, or DPO on pairs.
 
 Called as a script by the snips test and the benchmark: plain_trl.py SETTINGS.json writes a JSON with the loss, the gradient norm and the
 seconds of each step, and saves the adapter.
@@ -23,7 +23,13 @@ def main(settings: dict) -> None:
 
     path = models.resolve(settings["model"])
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings["dtype"]))
+    kind, more = settings.get("adapter", "lora"), {}
+    if kind == "qlora":
+        from transformers import BitsAndBytesConfig
+
+        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+        more = {"quantization_config": four}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, settings["dtype"]), **more)
     rows = [json.loads(line) for line in Path(settings["data"]).read_text("utf-8").splitlines()]
     pairs = settings.get("trainer") == "dpo"
     say = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
@@ -36,8 +42,9 @@ def main(settings: dict) -> None:
             [{"prompt": say("user", text), "completion": say("assistant", row["output"])} for text, row in zip(asked, rows, strict=True)]
         )
     set_seed(42)
-    adapter = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear", use_dora=settings.get("dora", False))
-    model = get_peft_model(model, adapter)
+    if kind != "full":
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"] if kind == "attention" else "all-linear"
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules=targets, use_dora=kind == "dora"))
     trainer_class, config_class = (DPOTrainer, DPOConfig) if pairs else (SFTTrainer, SFTConfig)
     config = config_class(
         output_dir=settings["output"],

@@ -20,13 +20,18 @@ def resident() -> int:
 
 
 class Watch(TrainerCallback):
-    """Writes `file` at the end of training: `losses`, `grad_norms`, `seconds` of each step, `peak` bytes above those at the start."""
+    """Writes `file` at the end of training: `losses`, `grad_norms`, `seconds` of each step, `positions` that went through the model
+    (padding included), `peak` bytes above those at the start."""
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
-        self.noted: dict[str, Any] = {"losses": [], "grad_norms": [], "seconds": []}
+        self.noted: dict[str, Any] = {"losses": [], "grad_norms": [], "seconds": [], "positions": 0}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        def count(module, given):
+            self.noted["positions"] += given[0].numel()
+
+        self.counting = model.get_input_embeddings().register_forward_pre_hook(count)
         self.loaded = resident()
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -41,6 +46,7 @@ class Watch(TrainerCallback):
             self.noted["grad_norms"].append(logs.get("grad_norm"))
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.counting.remove()
         self.noted["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self.loaded
         self.file.write_text(json.dumps(self.noted))
 
