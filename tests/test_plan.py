@@ -244,7 +244,7 @@ def test_an_8_bit_optimizer_comes_last():
 
 def test_shorter_rows_say_how_many_they_cut():
     rows = Rows([(3000,)] * 3 + [(100,)] * 97, [50] * 100)
-    tight = planner("llama-3.1-8b", 8, rows=rows)
+    tight = planner("llama-3.1-8b", 7.4, rows=rows)
     _, _, advice = settle(tight, asked("llama-3.1-8b", "qlora", "max_length=none"))
     assert "per_device_train_batch_size" in advice[0].option
     assert "max_length" in advice[-1].option and advice[-1].what.endswith("(cuts 3 rows)")
