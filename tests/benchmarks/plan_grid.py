@@ -1,0 +1,93 @@
+"""Predicted and measured memory over a grid: smollm2, four adapters, two trainers, activations kept and recomputed, three lengths.
+
+`python tests/benchmarks/plan_grid.py` runs all cells and writes their table into docs/benchmarks.md; words after it choose cells
+(`lora`, `dpo-64`, `full-sft-kept-64`), and their table is only printed. Each cell loads the model and trains two steps of one row or pair.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ADAPTERS = ("full", "lora", "dora", "qlora")
+TRAINERS = ("sft", "dpo")
+CHECKPOINTING = (False, True)
+LENGTHS = (64, 256, 640)
+CELLS = list(itertools.product(ADAPTERS, TRAINERS, CHECKPOINTING, LENGTHS))
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- plan grid: begin -->", "<!-- plan grid: end -->"
+
+
+def cell(adapter: str, trainer: str, checkpointing: bool, length: int, *, dtype: str = "float32", trace: bool = False) -> dict[str, Any]:
+    """One cell: `predicted` and `measured` bytes with their kinds, and with `trace` the bytes of the second predictor."""
+    import torch
+
+    from ftx import models
+    from ftx.catalogue import Catalogue
+    from ftx.ledger import Ledger
+    from ftx.machine import Machine
+    from ftx.planning import Planner, Rows
+    from ftx.recipe import Choice, Recipe
+    from ftx.rehearse import like, rehearse
+    from ftx.rehearse import trace as traced
+    from ftx.run import Run
+
+    gc.collect()
+    catalogue, path = Catalogue(), models.resolve("smollm2")
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "gradient_checkpointing": checkpointing, "max_length": None}
+    wanted = Recipe(data="-", formatter=Choice("auto"), adapter=Choice(adapter), trainer=Choice(trainer, options), dtype=dtype, device="cpu")
+    sides = 2 if trainer == "dpo" else 1
+    run = Run(recipe=wanted, ledger=Ledger(), dtype=getattr(torch, dtype), model="smollm2", model_path=path, say=lambda line: None)
+    planner = Planner(catalogue, run, Machine("cpu", None, True), path, Rows([(length,) * sides], [sides * length // 2]))
+    case = planner.case(wanted)
+    run.recipe, run.hooks = case.recipe, case.hooks
+    tokenizer, tokens = models.load_tokenizer(path), like(case)
+    found = {"predicted": case.prediction.as_dict(), "measured": rehearse(case, run, tokens, tokenizer, catalogue)}
+    return found | ({"traced": traced(case, run, tokens, tokenizer, catalogue)} if trace else {})
+
+
+def table(rows: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> str:
+    lines = ["| adapter | trainer | activations | tokens | predicted MiB | measured MiB | apart |", "|---|---|---|---|---|---|---|"]
+    for (adapter, trainer, checkpointing, length), found in rows:
+        predicted, measured = found["predicted"]["peak_memory"], found["measured"]["peak_memory"]
+        again = "recomputed" if checkpointing else "kept"
+        lines.append(f"| {adapter} | {trainer} | {again} | {length} | {predicted / 2**20:.1f} | {measured / 2**20:.1f} | {predicted / measured - 1:+.1%} |")
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> None:
+    rows = []
+    for one in CELLS:
+        about = one[0], one[1], "recomputed" if one[2] else "kept", str(one[3])
+        if words and not any(set(word.split("-")) <= set(about) for word in words):
+            continue
+        began = time.monotonic()
+        rows.append((one, cell(*one)))
+        print(
+            table(rows[-1:]).splitlines()[-1], f"{time.monotonic() - began:.0f} s", {name: rows[-1][1][name]["by_kind"] for name in ("predicted", "measured")}
+        )
+        sys.stdout.flush()
+        if not words:
+            write(rows)  # after each cell: what was measured stays if the rest is broken off
+    if words:
+        print(table(rows))
+
+
+def write(rows: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+    """The table so far into the page, between its marks."""
+    import torch
+
+    worst = max(abs(found["predicted"]["peak_memory"] / found["measured"]["peak_memory"] - 1) for _, found in rows)
+    head = f"`python tests/benchmarks/plan_grid.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, float32 on a CPU; "
+    head += f"{len(rows)} of {len(CELLS)} cells, the worst {worst:.1%} apart."
+    text = PAGE.read_text("utf-8")
+    before, _, rest = text.partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{head}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

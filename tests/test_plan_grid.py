@@ -1,0 +1,36 @@
+"""What the plan predicts and what a step takes, to 5 %: smollm2 by adapter, trainer, checkpointing and length (tests/benchmarks/plan_grid.py)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+from plan_grid import CELLS, cell
+
+#: Each adapter, trainer and kind of checkpointing at least once.
+QUICK = [("lora", "sft", False, 256), ("full", "sft", True, 64), ("dora", "dpo", True, 64), ("qlora", "dpo", False, 64)]
+BOUND = 0.05
+
+
+def check(one):
+    found = cell(*one)
+    predicted, measured = found["predicted"]["peak_memory"], found["measured"]["peak_memory"]
+    assert abs(predicted / measured - 1) <= BOUND, found
+    kinds = found["predicted"]["by_kind"], found["measured"]["by_kind"]
+    for name in ("weights", "optimizer"):  # what stands all along is known exactly, but for step counts and the rotary table
+        assert abs(kinds[0][name] / kinds[1][name] - 1) <= 0.01, found
+
+
+@pytest.mark.parametrize("one", QUICK, ids=lambda one: "-".join(map(str, one)))
+def test_four_cells(one):
+    check(one)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("one", [one for one in CELLS if one not in QUICK], ids=lambda one: "-".join(map(str, one)))
+def test_all_cells(one):
+    check(one)

@@ -1,0 +1,116 @@
+"""A run measures itself, a trace finds the same, and the speed is kept for this machine only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftx import models, speed
+from ftx.catalogue import Catalogue
+from ftx.ledger import Ledger
+from ftx.machine import Machine
+from ftx.peak import Peak
+from ftx.planning import Planner, Rows
+from ftx.recipe import Choice, Recipe
+from ftx.rehearse import like, rehearse, trace
+from ftx.run import Run
+
+#: Two adapters whose bases differ, both trainers, both ways of keeping activations; with the accumulation.
+CASES = [("lora", "sft", False, 2), ("full", "dpo", False, 1), ("qlora", "sft", True, 1), ("dora", "dpo", True, 2)]
+
+
+@pytest.mark.parametrize(("adapter", "trainer", "checkpointing", "accumulation"), CASES)
+def test_a_trace_finds_what_is_measured(shared, adapter, trainer, checkpointing, accumulation):
+    planner, case, run, tokenizer = planned(shared, adapter, trainer, checkpointing, accumulation)
+    tokens = like(case)
+    measured = rehearse(case, run, tokens, tokenizer, planner.catalogue)
+    assert measured["step"] == 2, "the second step has the optimizer's states"
+    assert sum(measured["by_kind"].values()) == measured["peak_memory"]
+    assert trace(case, run, tokens, tokenizer, planner.catalogue) == pytest.approx(measured["peak_memory"], rel=0.01)
+    own = sum(parameter.numel() for parameter in models.load_model(shared, dtype=torch.float32, device="cpu").parameters())
+    if adapter == "full":
+        assert measured["by_kind"]["weights"] == 4 * own
+        assert measured["by_kind"]["other"] >= 4 * own, "the reference"
+    if adapter == "qlora":
+        assert measured["by_kind"]["weights"] < 2 * own
+
+
+@pytest.fixture(scope="module")
+def shared():
+    from ftx.testing.runs import shared_model_dir
+
+    return shared_model_dir()
+
+
+def planned(path, adapter="lora", trainer="sft", checkpointing=False, accumulation=1):
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "gradient_checkpointing": checkpointing}
+    recipe = Recipe(data="-", formatter=Choice("auto"), adapter=Choice(adapter), trainer=Choice(trainer, options), dtype="float32", device="cpu")
+    sides = 2 if trainer == "dpo" else 1
+    run = Run(recipe=recipe, ledger=Ledger(), dtype=torch.float32, model=str(path), model_path=path, say=lambda line: None)
+    planner = Planner(Catalogue(), run, Machine("cpu", None, True), path, Rows([(60,) * sides, (50,) * sides] * 2, [20 * sides] * 4))
+    case = planner.case(recipe)
+    return planner, case, replace(run, recipe=case.recipe, hooks=case.hooks), models.load_tokenizer(path)
+
+
+def test_a_run_writes_what_it_took_and_is_the_same_run(toy_run, tmp_path, cli, monkeypatch):
+    monkeypatch.setenv("FTX_CACHE", str(tmp_path / "cache"))
+    assert cli(*toy_run(output=tmp_path / "watched")).exit_code == 0
+    plan = json.loads((tmp_path / "watched" / "plan.json").read_text())
+    assert set(plan) == {"predicted", "measured"}
+    measured = plan["measured"]
+    assert measured["peak_memory"] == sum(measured["by_kind"].values())
+    assert measured["by_kind"]["optimizer"] > 0
+    assert measured["resident_memory"] > measured["peak_memory"]
+    assert measured["tokens"] > 0 and measured["seconds"] > 0
+    assert measured["disk"] == pytest.approx(sum(file.stat().st_size for file in (tmp_path / "watched").rglob("*") if file.is_file()), rel=0.05)
+
+    monkeypatch.setattr(Peak, "_begin", lambda self: None)  # a run that measures nothing
+    assert cli(*toy_run(output=tmp_path / "alone")).exit_code == 0
+    assert "peak_memory" not in json.loads((tmp_path / "alone" / "plan.json").read_text())["measured"]
+    ours, theirs = (load_file(tmp_path / name / "model" / "head.safetensors")["weight"] for name in ("watched", "alone"))
+    assert torch.equal(ours, theirs)
+
+
+def test_only_longer_batches_are_measured(shared):
+    """Of ten steps the first, the second, and those whose batch is longer than all before."""
+    run = Run(recipe=Recipe(), ledger=Ledger())
+    peak, begun = Peak(run), []
+    peak._begin = lambda: begun.append(peak.positions)
+    peak.model = torch.nn.Linear(1, 1)
+    for size in (8, 5, 6, 6, 4, 9, 9, 3, 8, 9):
+        peak.on_step_begin(None, None, None, optimizer=None)
+        peak._forward(peak.model, (), {"input_ids": torch.zeros(1, size, dtype=torch.long)})
+        peak.on_step_end(None, None, None)
+    assert begun == [8, 5, 6, 9]
+
+
+def test_seconds_only_from_this_machine(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("FTX_CACHE", str(tmp_path))
+    planner, case, *_ = planned(shared)
+    assert case.prediction.seconds is None
+    speed.remember(case.recipe, case.prediction.shape, "cpu", 0.001)
+    assert planned(shared)[1].prediction.seconds == pytest.approx(0.001 * case.prediction.tokens)
+    assert planned(shared, accumulation=4)[1].prediction.seconds, "accumulation makes no token slower"
+    assert planned(shared, checkpointing=True)[1].prediction.seconds is None
+    assert planned(shared, adapter="dora")[1].prediction.seconds is None
+    assert replace(planner, machine=Machine("cpu", None, False)).case(case.wanted).prediction.seconds is None, "planned for another machine"
+    monkeypatch.setattr(speed.platform, "node", lambda: "elsewhere")
+    assert planned(shared)[1].prediction.seconds is None
+
+
+def test_the_command(toy_run, tmp_path, cli, monkeypatch, shared, small):
+    monkeypatch.setenv("FTX_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["plan", "--model", str(shared), "--data", str(small["train"]), "--formatter", "toys:Pairs", "--dtype", "float32", "--json"]
+    first = json.loads(cli(*arguments, "--trace", "--measure").stdout)
+    assert abs(first["traced"]["closed_form_over_trace"]) < 0.05
+    assert first["predicted"]["seconds"] == pytest.approx(first["seconds_per_token"] * first["predicted"]["tokens"])
+    second = json.loads(cli(*arguments).stdout)
+    assert second["predicted"]["seconds"] == first["predicted"]["seconds"]
+    refused = cli("plan", "--model", "llama-3.1-8b", "--device-memory", "48GB", "--measure")
+    assert refused.exit_code == 2
+    assert "there is nothing to measure." in refused.stderr
