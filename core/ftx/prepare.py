@@ -56,9 +56,10 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
         splits[name] = Split(_matching(rows, tokens, kept), kept)
         counts = account(name, kept, run)
         report[name] = {**figures, "source_rows": counts, "findings": [audit.described(author, finding, tokens) for author, finding in findings]}
+        lengths = "/".join(str(figures["length"][share]) for share in ("p5", "p50", "p95", "max"))
         run.say(
             f"{name}: {len(kept)} rows of {counts['in']} in {reference}, {figures['tokens']} tokens, "
-            f"{figures['supervised_share']:.0%} supervised, longest {figures['length']['max']}"
+            f"{figures['supervised_share']:.0%} supervised, lengths {lengths} (p5/p50/p95/max)"
         )
     if "eval" in splits:
         same = audit.overlap(splits["train"].rows, splits["eval"].rows)
