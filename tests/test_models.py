@@ -325,7 +325,8 @@ def test_code_from_the_directory_is_not_run(model_dir, tmp_path):
     (model_dir / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(ModelError) as caught:
         load(model_dir)
-    assert str(caught.value) == f"the model in {model_dir} needs its author's own code, which ftx does not run.\nUse a model that transformers knows."
+    assert caught.value.problem == f"the model in {model_dir} needs its author's own code, which ftx does not run unasked."
+    assert caught.value.remedy.startswith("Use a model that transformers knows.") and "--trust-remote-code MODEL" in caught.value.remedy
     assert not (tmp_path / "ran").exists()
 
 
