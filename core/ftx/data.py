@@ -65,9 +65,6 @@ def read_dataset(reference: str, ledger: Ledger) -> Dataset:
     if not path.exists():
         return _read_hub(reference, ledger)
     files = data_files(path)
-    from ftx.columns import Rows
-
-    rows = Rows()
     for file in files:
         before = len(rows)
         for row in _read_file(file, ledger):
@@ -80,6 +77,9 @@ def read_dataset(reference: str, ledger: Ledger) -> Dataset:
         )
     return rows.dataset()
 
+
+def read_rows(reference: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """The rows of `read_dataset` one by one, never all in memory. DataError where there is no row."""
     for source in sources(reference) or []:
         for row in read_rows(source.reference, ledger):
             file, line = row.pop("_file"), row.pop("_line")
@@ -91,9 +91,6 @@ def read_dataset(reference: str, ledger: Ledger) -> Dataset:
                 ledger.add(file, line, str(error), "dropped")
     if sources(reference) is not None:
         return
-
-def read_rows(reference: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    """The rows of `read_dataset` one by one, never all in memory. DataError where there is no row."""
     path = Path(reference).expanduser()
     if not path.exists():
         yield from _read_hub(reference, ledger)
