@@ -34,10 +34,11 @@ def test_a_run_that_finds_no_memory_goes_on_with_a_smaller_micro_batch(toy_run, 
     failed = limited(*toy_run(*short, adapter="toys:Hungry", output=run))
     assert failed.returncode == 1, failed.stderr
     said = failed.stderr
-    assert "Error: out of memory while training: 6.0 GiB more were asked for; the process had " in said
-    assert "MiB resident at most, and the process may have 8.0 GiB of addresses (ulimit -v)." in said
+    assert "Error: out of memory while training: 6.0 GB more were asked for; the process had " in said
+    assert "MB resident at most, and the process may have 8.0 GB of addresses (ulimit -v)." in said
     remedy = f"The effective batch stays as it is: ftx resume {run} -o trainer.per_device_train_batch_size=2"
     assert remedy in said
+    assert "The plan was " in said and " of tensors (" in said
     assert "Traceback" not in said
 
     went_on = limited(*remedy.partition("ftx ")[2].split())
@@ -75,8 +76,8 @@ def test_the_plan_stands_beside_it(tmp_path):
     error = memory_error(failure(), run.directory, run)
     assert error.status == 1
     first, second = error.problem.splitlines()
-    assert first.startswith("out of memory during the run: 4096.0 GiB more were asked for; the process had ")
-    assert second == "The plan was 3.0 GiB of tensors (activations 2.0 GiB, weights 1.0 GiB), beside the program itself."
+    assert first.startswith("out of memory during the run: 4096.0 GB more were asked for; the process had ")
+    assert second == "The plan was 3.0 GB of tensors (activations 2.0 GB, weights 1.0 GB), beside the program itself."
 
 
 def failure() -> BaseException:

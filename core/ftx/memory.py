@@ -10,6 +10,7 @@ from typing import Any
 
 from ftx.catalogue import Catalogue
 from ftx.errors import RecipeError, RunError
+from ftx.machine import said
 from ftx.measure import resident
 from ftx.recipe import Recipe, merge, read_recipe, resolve, to_yaml
 from ftx.run import Run, RunDir, write_text
@@ -54,12 +55,12 @@ def memory_error(error: BaseException, directory: RunDir, run: Run) -> RunError 
         traceback.clear_frames(one.__traceback__)
     used, limit = in_use(run.device)
     asked = ASKED.search(str(cause))
-    wanted = f"{human(float(asked[1]) * UNITS[(asked[2] or 'bytes').lower()])} more were asked for; " if asked else ""
+    wanted = f"{said(float(asked[1]) * UNITS[(asked[2] or 'bytes').lower()])} more were asked for; " if asked else ""
     plan = directory.read_json("plan.json", {}).get("predicted", {})
     lines = [f"out of memory {while_}: {wanted}{used}{limit}."]
     if "peak_memory" in plan:
-        kinds = ", ".join(f"{kind} {human(size)}" for kind, size in sorted(plan.get("by_kind", {}).items(), key=lambda one: -one[1])[:4])
-        lines.append(f"The plan was {human(plan['peak_memory'])} of tensors" + (f" ({kinds})" if kinds else "") + ", beside the program itself.")
+        kinds = ", ".join(f"{kind} {said(size)}" for kind, size in sorted(plan.get("by_kind", {}).items(), key=lambda one: -one[1])[:4])
+        lines.append(f"The plan was {said(plan['peak_memory'])} of tensors" + (f" ({kinds})" if kinds else "") + ", beside the program itself.")
     return RunError("\n".join(lines), "\n".join(remedies(while_, directory, run)))
 
 
@@ -78,12 +79,12 @@ def in_use(device: str) -> tuple[str, str]:
         import torch
 
         free, total = torch.cuda.mem_get_info()
-        return f"{human(torch.cuda.max_memory_allocated())} of tensors were in use", f" on a device of {human(total)}, of which {human(free)} are free now"
+        return f"{said(torch.cuda.max_memory_allocated())} of tensors were in use", f" on a device of {said(total)}, of which {said(free)} are free now"
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    bound = f", and the process may have {human(soft)} of addresses (ulimit -v)" if soft != resource.RLIM_INFINITY else ""
-    return f"the process had {human(resident())} resident at most", bound
+    bound = f", and the process may have {said(soft)} of addresses (ulimit -v)" if soft != resource.RLIM_INFINITY else ""
+    return f"the process had {said(resident())} resident at most", bound
 
 
 def remedies(while_: str, directory: RunDir, run: Run) -> list[str]:
@@ -107,14 +108,6 @@ def smaller_batch(options: dict[str, Any]) -> int | None:
     """The next smaller micro-batch that keeps the effective batch: its largest divisor of at most half; None at 1."""
     size, rows = options[BATCH], options[BATCH] * options.get(ACCUMULATION, 1)
     return next((one for one in range(size // 2, 0, -1) if rows % one == 0), None)
-
-
-def human(size: float) -> str:
-    """Bytes in words."""
-    for unit, number in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= number:
-            return f"{size / number:.1f} {unit}"
-    return f"{size:.0f} bytes"
 
 
 # ---- Resume with a change
