@@ -63,6 +63,46 @@ def test_batched_equals_one_by_one_in_the_order_asked(generate, prompts):
     assert len(set(together)) > 12, "a model that always says the same would prove nothing"
 
 
+def test_what_all_prompts_begin_with_is_read_once(generate, model):
+    """The answers are those of each prompt alone, and the shared tokens go through the model a single time."""
+    shared = "You are asked to do the same thing every time, namely this: "
+    asked = [shared + text for text in ("a", "bc", "defghij", "k" * 30, "")]
+    seen = []
+    handle = model.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True)
+    together = generate(asked, max_new_tokens=10)
+    handle.remove()
+    assert seen[0] == (1, len(shared) - 1) and seen[1][0] == 5 and seen[1][1] <= 32, "one token at least is left of every prompt"
+    assert together == [generate([prompt], max_new_tokens=10)[0] for prompt in asked]
+
+
+def test_a_finished_row_leaves_its_slot_to_the_next_prompt(model, tokenizer, prompts, monkeypatch):
+    ending = early(model, tokenizer, prompts)
+    alone = [ending([prompt], max_new_tokens=20)[0] for prompt in prompts]
+    sampled = ending(prompts, max_new_tokens=20, temperature=0.9, seed=5)
+    monkeypatch.setattr("ftx.generate.BATCH_ROWS", 5)
+    monkeypatch.setattr("ftx.decode.ROOM", 3)
+    sizes = []
+    handle = ending.model.model.register_forward_pre_hook(lambda _, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    assert ending(prompts, max_new_tokens=20) == alone
+    handle.remove()
+    assert max(rows for rows, _ in sizes) <= 5 and sum(width > 1 for _, width in sizes) > len(prompts) / 5, "prompts come in as rows end"
+    assert ending(prompts, max_new_tokens=20, temperature=0.9, seed=5) == sampled
+
+
+def test_a_model_with_another_cache_goes_through_transformers(tokenizer, prompts):
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    from ftx.decode import Unfit, driven
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sliding = AutoModelForCausalLM.from_config(MistralConfig(vocab_size=len(tokenizer), sliding_window=8, eos_token_id=2, **sizes)).eval()
+    with pytest.raises(Unfit):
+        driven(sliding)
+    generate = Generate(sliding, tokenizer)
+    assert generate(prompts[:9], max_new_tokens=12) == [generate([prompt], max_new_tokens=12)[0] for prompt in prompts[:9]]
+
+
 def test_sampled_answers_depend_on_seed_and_prompt_alone(generate, prompts):
     def sample(asked, seed=1, temperature=0.7):
         return generate(asked, max_new_tokens=16, temperature=temperature, seed=seed)

@@ -19,7 +19,7 @@ PARTS = {
     "head": "the head only where there is a label, its gradient found in the forward pass",
     "attention": "causal attention without a mask",
     "rows": "rows joined into one sequence instead of padded (with attention)",
-    "layers": "norms, rotary embedding and SwiGLU as one function each, on a CPU",
+    "layers": "norms, rotary embedding and SwiGLU as one function each",
     "lora": "LoRA and DoRA as one function a group of layers",
     "products": "fp32 products through the faster library, on a CPU",
     "memory": "freed memory kept between steps, on a CPU",
@@ -92,7 +92,7 @@ def install(model: nn.Module, parts: Sequence[str]) -> Fast:
 
             fast.installed.append(attention(model))
             fast.joins = "rows" in parts and bool(fast.installed[-1].on) and knows_segments(model)
-        if "layers" in parts and on_cpu:
+        if "layers" in parts:
             from ftx_fast_layers import install as layers
 
             fast.installed.append(layers(model))

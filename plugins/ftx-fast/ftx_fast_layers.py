@@ -9,6 +9,9 @@ Tried and left: chunks of rows that fit the L2 cache (slower), `rms_norm` of tor
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import sys
 from collections.abc import Callable, Collection
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
@@ -90,6 +93,18 @@ class SwiGLU(torch.autograd.Function):
         return dgate, nn.functional.silu(gate).mul_(grad)
 
 
+@functools.cache
+def kernels(kind: str) -> Any:
+    """What has RMSNorm, Rotary and SwiGLU for tensors on devices of this kind: this module, Triton's kernels, or None."""
+    if kind == "cpu":
+        return sys.modules[__name__]
+    if kind != "cuda" or importlib.util.find_spec("triton") is None or torch.version.cuda is None or torch.cuda.get_device_capability() < (7, 0):
+        return None
+    import ftx_fast_triton
+
+    return ftx_fast_triton
+
+
 def norm_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A forward for `module` if it is a Llama-like RMSNorm: if, for weights and inputs at random, it does what ours does."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
@@ -108,8 +123,9 @@ def norm_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
     def forward(hidden_states: Tensor) -> Tensor:
         weight = module.weight
-        fits = hidden_states.dtype == weight.dtype and hidden_states.device.type == weight.device.type == "cpu"
-        return RMSNorm.apply(hidden_states, weight, module.variance_epsilon) if fits else usual(hidden_states)
+        fits = hidden_states.dtype == weight.dtype and hidden_states.device == weight.device
+        found = kernels(weight.device.type) if fits else None
+        return found.RMSNorm.apply(hidden_states, weight, module.variance_epsilon) if found is not None else usual(hidden_states)
 
     return forward
 
@@ -138,9 +154,8 @@ def mlp_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
 
     def forward(x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return usual(x)
-        return module.down_proj(SwiGLU.apply(module.gate_proj(x), module.up_proj(x)))
+        found = kernels(x.device.type)
+        return usual(x) if found is None else module.down_proj(found.SwiGLU.apply(module.gate_proj(x), module.up_proj(x)))
 
     return forward
 
@@ -165,9 +180,10 @@ def rotary_forward(module: nn.Module) -> Callable[..., Any] | None:
 
     def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
         fits = q.dim() == k.dim() == 4 and cos.dim() == 3 and q.shape[-1] == k.shape[-1] == cos.shape[-1] and q.dtype == k.dtype == cos.dtype
-        if rest or options or not fits or q.device.type != "cpu" or cos.requires_grad:
+        found = kernels(q.device.type) if fits and not rest and not options and not cos.requires_grad else None
+        if found is None:
             return usual(q, k, cos, sin, *rest, **options)
-        return Rotary.apply(q, k, cos.unsqueeze(1), sin.unsqueeze(1))
+        return found.Rotary.apply(q, k, cos.unsqueeze(1), sin.unsqueeze(1))
 
     names = function.__globals__ | {ROTARY: apply}
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
@@ -190,9 +206,10 @@ PARTS: dict[str, Callable[[nn.Module], Callable[..., Any] | None]] = {
 
 
 def install(model: nn.Module, parts: Collection[str] = tuple(PARTS)) -> Installed:
-    """Give each module on a CPU that is known by what it does a forward of its own; `parts` are names of PARTS."""
-    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
-        return Installed(lambda: None, off=["layers: these are for a CPU"])
+    """Give each module that is known by what it does a forward of its own; `parts` are names of PARTS."""
+    kinds = {parameter.device.type for parameter in model.parameters()}
+    if any(kernels(kind) is None for kind in kinds):
+        return Installed(lambda: None, off=["layers: these are for a CPU, and for a GPU of compute capability 7.0 with Triton"])
     put: list[nn.Module] = []
     counts = dict.fromkeys(parts, 0)
     for module in list(model.modules()):

@@ -101,3 +101,32 @@ def test_joined_rows_have_the_loss_of_padded_ones():
         sums.append(torch.nn.functional.cross_entropy(logits.float(), wanted[:, 1:].flatten(), reduction="sum"))
     fast.undo()
     torch.testing.assert_close(*sums)
+
+
+def test_a_generation_says_the_same_and_leaves_no_trace():
+    """Around generation with an adapter: the same answers in fp32, the same bits of weights, no forward of ours left."""
+    from peft import LoraConfig, get_peft_model
+
+    from ftx.generate import Generate
+    from ftx.testing.tiny import tiny_tokenizer
+    from ftx_fast import generating
+
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(tiny_model(), config)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    asked = ["Say this and no other thing: " + text for text in ("a", "bcd", "efghij" * 4, "k")]
+    plain = Generate(model, tiny_tokenizer())(asked, max_new_tokens=12)
+    inside = []
+
+    def around():
+        manager = generating(model)
+        inside.append(manager)
+        return manager
+
+    assert Generate(model, tiny_tokenizer(), around=around)(asked, max_new_tokens=12) == plain and len(inside) == 1
+    with model.disable_adapter():
+        base = Generate(model, tiny_tokenizer())(asked, max_new_tokens=12)
+        assert Generate(model, tiny_tokenizer(), around=around)(asked, max_new_tokens=12) == base != plain
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert not any("forward" in vars(module) for module in model.modules())

@@ -1,0 +1,89 @@
+"""The kernels of norms, rotary embedding and SwiGLU: the numbers and gradients of the functions for a CPU.
+
+Where there is a GPU they run on it; else in Triton's interpreter, which takes the same code a program at a time on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import ftx_fast_layers as plain  # noqa: E402
+import ftx_fast_triton as fast  # noqa: E402
+
+if DEVICE == "cpu" and type(fast.turn).__name__ != "InterpretedFunction":
+    pytest.skip("the kernels were declared for a GPU, and there is none", allow_module_level=True)
+DTYPES = [torch.float32] if DEVICE == "cpu" else [torch.float32, torch.bfloat16]
+
+
+def normal(*shape: int, seed: int = 0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def both(function, *inputs, others=()):
+    """Outputs and input gradients of the function of each module, in order."""
+    found = []
+    for module in (plain, fast):
+        given = [x.detach().clone().requires_grad_() for x in inputs]
+        out = getattr(module, function).apply(*given, *others)
+        out = out if isinstance(out, tuple) else (out,)
+        torch.autograd.backward(out, [normal(*x.shape, seed=9, dtype=x.dtype) for x in out])
+        found.append([*out, *(x.grad for x in given)])
+    return list(zip(*found, strict=True))
+
+
+def near(pairs):
+    for wanted, got in pairs:
+        assert got.shape == wanted.shape and got.dtype == wanted.dtype
+        bound = 1e-5 if got.dtype is torch.float32 else 2**-8
+        assert (got.double() - wanted.double()).norm() <= bound * wanted.double().norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 33), (1, 1)])
+def test_norm(shape, dtype):
+    near(both("RMSNorm", normal(*shape, dtype=dtype), normal(shape[-1], seed=1, dtype=dtype), others=(1e-5,)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rotary(rows, dtype):
+    query, key = normal(2, 5, 3, 12, dtype=dtype).transpose(1, 2), normal(2, 5, 1, 12, seed=1, dtype=dtype).transpose(1, 2)
+    angles = normal(rows, 1, 5, 12, seed=2)
+    near(both("Rotary", query, key, others=(angles.cos().to(dtype), angles.sin().to(dtype))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 7), (1100,), (2, 2, 600)])
+def test_swiglu(shape, dtype):
+    near(both("SwiGLU", normal(*shape, dtype=dtype), normal(*shape, seed=1, dtype=dtype)))
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_trains_as_without_them():
+    """A whole model in bf16: with the kernels its gradients are no further from fp32's than without."""
+    from ftx.testing.tiny import tiny_model
+
+    ids = torch.randint(1, 60, (2, 17), generator=torch.Generator().manual_seed(0)).cuda()
+
+    def gradients(dtype, installs):
+        model = tiny_model().to("cuda", dtype)
+        put = plain.install(model) if installs else None
+        model(input_ids=ids, labels=ids).loss.backward()
+        found = {name: one.grad.double() for name, one in model.named_parameters()}
+        if put is not None:
+            assert len(put.on) == 3 and not put.off
+            put.undo()
+        return found
+
+    exact, usual, ours = gradients(torch.float32, False), gradients(torch.bfloat16, False), gradients(torch.bfloat16, True)
+    for name, value in exact.items():
+        assert (ours[name] - value).norm() <= 1.1 * (usual[name] - value).norm() + 1e-3 * value.norm(), name

@@ -1,0 +1,194 @@
+"""On a GPU: ftx beside TRL, SmolLM2-135M and a Llama of 8 billion random weights, LoRA and QLoRA; writes a table into docs/benchmarks.md.
+
+`python tests/benchmarks/gpu.py [--steps N] [--length TOKENS] [--small]`. Rows are of random tokens of one length, all supervised, so that no hub and no
+data is needed. Tokens a second are medians without the first three steps; MFU counts 4 N operations a token for an adapter (the frozen
+weights have no gradient) against the card's dense bf16 rate. Each run is a process of its own, and the sides take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from run import replace
+
+MARKS = "<!-- gpu: begin -->", "<!-- gpu: end -->"
+#: Dense bf16 rates of cards, in operations a second.
+RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+BIG = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+}
+#: (model, adapter, rows a micro-batch)
+WORKLOADS = [("smollm2", "lora", 32), ("smollm2", "qlora", 32), ("8B", "lora", 4), ("8B", "qlora", 4)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--small", action="store_true", help="SmolLM2-135M only")
+    parser.add_argument("--worker", nargs=4, metavar=("SIDE", "MODEL", "ADAPTER", "ROWS"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device: nothing was measured")
+    if asked.worker:
+        side, model, adapter, rows = asked.worker
+        print(json.dumps(measured(side, model, adapter, int(rows), asked.steps, asked.length)))
+        return
+    lines = []
+    for model, adapter, rows in [one for one in WORKLOADS if not asked.small or one[0] == "smollm2"]:
+        found: dict[str, dict] = {}
+        for side in ("ftx", "TRL", "TRL tuned"):
+            command = [sys.executable, __file__, "--steps", str(asked.steps), "--length", str(asked.length), "--worker", side, model, adapter, str(rows)]
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+            if done.returncode:
+                lines.append(f"| {model}, {adapter} | {side} | failed: {done.stderr.strip().splitlines()[-1][:80]} | | | | |")
+                continue
+            found[side] = one = json.loads(done.stdout.splitlines()[-1])
+            faster = "" if side == "ftx" or "ftx" not in found else f"{found['ftx']['rate'] / one['rate']:.2f} times"
+            lines.append(f"| {model}, {adapter} | {side} | {one['rate']:,.0f} | {one['peak'] / 2**30:.1f} | {one['mfu']:.0%} | {faster} | {one['loss']:.3f} |")
+            print(lines[-1], flush=True)
+    replace(
+        MARKS,
+        [
+            f"`python tests/benchmarks/gpu.py`, {datetime.date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}:",
+            f"rows of {asked.length} tokens, rank 16.",
+            "",
+            "| workload | | tokens/s | GiB at most | MFU | ftx is faster | last loss |",
+            "|---|---|---|---|---|---|---|",
+            *lines,
+        ],
+    )
+
+
+def measured(side: str, name: str, adapter: str, rows: int, steps: int, length: int) -> dict:
+    """Tokens a second, peak bytes, MFU and the last loss of one run."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+
+    from ftx import models
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.seconds, self.losses = [], []
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            torch.cuda.synchronize()
+            self.began = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            torch.cuda.synchronize()
+            self.seconds.append(time.perf_counter() - self.began)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.losses += [logs["loss"]] if "loss" in logs else []
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        smollm2 = models.resolve("smollm2", lambda line: print(line, file=sys.stderr))
+        tokenizer, path = models.load_tokenizer(smollm2), smollm2
+        if name == "8B":
+            path = Path(folder) / "big"
+            with torch.device("cuda"):
+                torch.set_default_dtype(torch.bfloat16)
+                made = AutoModelForCausalLM.from_config(LlamaConfig(**BIG), dtype=torch.bfloat16)
+                torch.set_default_dtype(torch.float32)
+            made.save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            del made
+            torch.cuda.empty_cache()
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(100, 40000, (rows * steps, length), generator=generator).tolist()
+        dataset = Dataset.from_dict({"input_ids": ids, "labels": ids})
+        torch.cuda.reset_peak_memory_stats()
+        trainer = (ours if side == "ftx" else theirs)(side, path, adapter, rows, steps, dataset, tokenizer, clock, Path(folder))
+        trainer.train()
+        weights = sum(
+            parameter.numel() * (2 if parameter.dtype is torch.uint8 else 1)  # two 4-bit numbers a byte
+            for label, parameter in trainer.model.named_parameters()
+            if "embed_tokens" not in label and "lora" not in label
+        )
+        tied = trainer.model.config.tie_word_embeddings
+        weights += trainer.model.get_input_embeddings().weight.numel() if tied else 0  # the head's products
+    rate = rows * length / statistics.median(clock.seconds[3:])
+    limit = next((limit for card, limit in RATES.items() if card in torch.cuda.get_device_name()), float("nan"))
+    return {"rate": rate, "peak": torch.cuda.max_memory_allocated(), "mfu": 4 * weights * rate / limit, "loss": clock.losses[-1]}
+
+
+def ours(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
+    """The plugins of `ftx run` on these tokens."""
+    import torch
+
+    from ftx import models
+    from ftx.catalogue import Catalogue
+    from ftx.console import Console
+    from ftx.pipeline import open_run, seed_everything
+    from ftx.recipe import merge, resolve
+    from ftx.run import RunDir
+
+    words = {"max_steps": steps, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "logging_steps": 1, "learning_rate": 2e-4}
+    words |= {"save_strategy": "no"}
+    assignments = tuple(f"trainer.{key}={value}" for key, value in words.items())
+    recipe, hooks = resolve(merge({}, {"model": str(path), "data": "none", "adapter": adapter}, assignments), Catalogue())
+    run = open_run(recipe, hooks, Console(quiet=True))
+    run.directory = RunDir(folder / "run")
+    run.directory.checkpoints.mkdir(parents=True)
+    config = hooks.hook.quantization_config(run=run)
+    model = models.load_model(path, dtype=torch.bfloat16, device="cuda", quantization_config=config)
+    hooks.hook.model_loaded(model=model, run=run)
+    seed_everything(run.seed)
+    model = hooks.call("adapt_model", model=model, run=run)
+    return hooks.call("make_trainer", model=model, tokenizer=tokenizer, train_dataset=dataset, eval_dataset=None, callbacks=[clock], run=run)
+
+
+def theirs(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
+    """TRL as it comes (fp32 load where nothing is quantised, bf16 autocast, checkpointing) or tuned (bf16, no checkpointing)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+
+    tuned = side == "TRL tuned"
+    more = {"dtype": torch.bfloat16 if tuned or adapter == "qlora" else torch.float32, "device_map": {"": 0}}
+    if adapter == "qlora":
+        more["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    model = AutoModelForCausalLM.from_pretrained(path, **more)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"))
+    config = SFTConfig(
+        output_dir=str(folder / "trl"),
+        max_steps=steps,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=1,
+        learning_rate=2e-4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        max_length=None,
+        bf16=not tuned,
+        gradient_checkpointing=not tuned,
+    )
+    return SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[clock])
+
+
+if __name__ == "__main__":
+    main()
