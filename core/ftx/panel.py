@@ -66,7 +66,7 @@ class TrainingPanel(Progress):
             said = f"loss {self.losses[-1]:.4f}  "
             lines.append(Text(said + sparkline(self.losses, width - 4 - len(said)), no_wrap=True, overflow="crop"))
         if told := "  ".join(self.told()):
-            lines.append(Text(told))
+            lines.append(Text(told, no_wrap=False, overflow="fold"))  # the console would not wrap it
         since = clock((self.ended or time.monotonic()) - self.started)
         return Panel(Group(*lines), box=ROUNDED, title=f"{'trained' if self.ended else 'training'} {since}", title_align="left", width=width)
 
