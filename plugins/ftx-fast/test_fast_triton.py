@@ -48,7 +48,7 @@ def near(pairs):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 33), (1, 1)])
+@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 33), (1, 5)])
 def test_norm(shape, dtype):
     near(both("RMSNorm", normal(*shape, dtype=dtype), normal(shape[-1], seed=1, dtype=dtype), others=(1e-5,)))
 
