@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftx.memory import memory_error, ran_out, smaller_batch
+from ftx.memory import memory_error, ran_out, remedies, smaller_batch
+from ftx.recipe import Choice
 from ftx.run import RunDir
 from ftx.testing.runs import make_run
 
@@ -101,3 +102,17 @@ def test_what_says_that_there_is_no_memory():
 @pytest.mark.parametrize(("size", "accumulation", "smaller"), [(4, 2, 2), (3, 4, 1), (6, 1, 3), (5, 2, 2), (1, 8, None)])
 def test_the_next_smaller_micro_batch(size, accumulation, smaller):
     assert smaller_batch({"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}) == smaller
+
+
+@pytest.mark.parametrize(
+    ("size", "checkpointing", "change"),
+    [
+        (4, True, "ftx resume /run -o trainer.per_device_train_batch_size=2"),
+        (1, False, "ftx resume /run -o trainer.gradient_checkpointing=true"),
+        (1, True, "ftx run /run/recipe.yaml -o trainer.max_length=N --adapter qlora --output NEW"),
+    ],
+)
+def test_the_cheapest_change_first(size, checkpointing, change):
+    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4, "gradient_checkpointing": checkpointing}
+    (line,) = remedies("while training", RunDir("/run"), make_run(trainer=Choice("sft", options)))
+    assert line.endswith(change)

@@ -120,7 +120,8 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
-        note(self.run, **self.result(time.monotonic() - self.began))
+        if self.run.is_main:
+            note(self.run, **self.result(time.monotonic() - self.began))
 
     def close(self) -> None:
         """Take away the hook, and a measurement that an error broke off."""
