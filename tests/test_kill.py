@@ -118,6 +118,21 @@ def test_killed_twice_at_random(zygote, arguments, tmp_path, trainer, adapter):
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("trainer", ["sft", "dpo"])
+def test_killed_behind_the_last_step_trains_no_further(cli, arguments, tmp_path, trainer):
+    """The last checkpoint stands, in the middle of an epoch, and model/ does not: what a kill between the two leaves."""
+    run = tmp_path / "run"
+    done = cli(*arguments(trainer, "lora", run, steps=3), "-o", "trainer.lr_scheduler_type=constant")
+    assert done.exit_code == 0, done.output
+    wanted = outcome(run)
+    shutil.rmtree(run / "model")
+    manifest = run / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    resumed = cli("resume", run)
+    assert resumed.exit_code == 0 and "Going on from step 3." in resumed.output and "step 4" not in resumed.output, resumed.output
+    assert outcome(run) == wanted
+
+
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("trainer", "adapter"), COMBINATIONS)

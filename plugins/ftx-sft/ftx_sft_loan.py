@@ -122,6 +122,15 @@ class OnLoan:
         mine = torch.tensor(list(self.counts.values()), device=self.args.device)
         return dict(zip(self.counts, self.accelerator.reduce(mine).tolist(), strict=True))
 
+    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+        """One pass over the data, unless the training that is resumed was over: transformers looks only behind a step whether
+        it was the last one, and would train one more."""
+        stopped = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+        if self.state.global_step >= self.state.max_steps or any(0 < one.early_stopping_patience <= one.early_stopping_patience_counter for one in stopped):
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **keywords)
+
     def _resume_patience(self, checkpoint: Path) -> None:
         """Early stopping goes on counting; transformers would restore it only together with the order to stop."""
         state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
