@@ -60,7 +60,7 @@ button { cursor: pointer }
 button:focus-visible, input:focus-visible, select:focus-visible, .list:focus-visible { outline: 2px solid var(--c1); outline-offset: 1px }
 button[aria-pressed=true] { border-color: var(--c1); box-shadow: inset 0 0 0 1px var(--c1) }
 .copy { position: relative }
-.copy > button { position: absolute; right: .5rem; top: .5rem; z-index: 1 }
+.copy > button { position: absolute; right: 0; bottom: calc(100% + .2rem) }
 .bar { display: flex; flex-wrap: wrap; gap: .4rem; margin: .5rem 0; align-items: center }
 .bar input { flex: 1 1 14rem; min-width: 0 }
 .browser { display: grid; grid-template-columns: minmax(16rem, 2fr) 3fr; gap: .8rem; height: 36rem }

@@ -32,6 +32,9 @@ def verdict(scores: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, 
     if heads:
         evaluator, _, tuned = heads[0]
         return Verdict(f"{tuned['metric']} is {_value(tuned)} of {_items(tuned)}; the base was not evaluated, so nothing says what training changed.", "open")
+    base_only = next((score for score in scores if score.get("phase") == "base" and score.get("value") is not None), None)
+    if base_only is not None:
+        return Verdict(f"{base_only['metric']} of the base is {_value(base_only)} of {_items(base_only)}; the tuned model has not been scored.", "open")
     losses = [line["loss"] for line in metrics if isinstance(line.get("loss"), int | float)]
     said = f"the loss, {losses[0]:.4g} at first and {losses[-1]:.4g} at the end, is all there is to go by" if losses else "nothing was trained yet"
     return Verdict(f"No evaluator has scored it: {said}.", "open")

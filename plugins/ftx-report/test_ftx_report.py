@@ -329,6 +329,7 @@ def phases(base, tuned, *changes):
             "same",
         ),
         ([score("e", "m", "tuned", 0.5)], "m is 0.500 of 100 items; the base was not evaluated, so nothing says what training changed.", "open"),
+        ([score("e", "m", "base", 0.5)], "m of the base is 0.500 of 100 items; the tuned model has not been scored.", "open"),
         (phases((None,), (None,)), "No evaluator has scored it: nothing was trained yet.", "open"),
     ],
 )
