@@ -55,7 +55,7 @@ FORMS = [
 ODD = st.sampled_from(
     [None, True, 7, -0.5, 1e308, 10**30, "", " ", "x", "\ud800", "\x00\x1b[2J", [], {}, [None], [[]], [{}], {"role": 1}, {"": {"": []}},
      [{"role": "user"}], [{"role": "user", "content": None}, {"role": "assistant", "content": ["x"]}], [{"from": "gpt", "value": {}}], {"replies": 3}]
-)  # fmt: skip
+).map(copy.deepcopy)  # fmt: skip
 
 
 @st.composite
@@ -116,13 +116,13 @@ def _parquet(rows: list) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    stream = io.BytesIO()
-    given = [row for row in rows if isinstance(row, dict)] or [{"x": 1}]
-    try:
-        table = pyarrow.Table.from_pylist(given)
-    except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):  # of mixed types, which Parquet cannot hold
-        table = pyarrow.Table.from_pylist([{"x": 1}])
-    pyarrow.parquet.write_table(table, stream)
+    for some in ([row for row in rows if isinstance(row, dict)], [{"x": 1}]):
+        stream = io.BytesIO()
+        try:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), stream)
+            break
+        except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):  # mixed types and empty objects, which Parquet cannot hold
+            continue
     return stream.getvalue()
 
 
@@ -184,10 +184,11 @@ def attempt(case, folder) -> str:
     return "read, with entries" if run.ledger.entries else "read"
 
 
-def throw(count: int, folder) -> dict[str, int]:
+def throw(count: int, folder, number: int = 0) -> dict[str, int]:
+    """So many corrupted files, always the same ones for a number: what became of them."""
     seen: dict[str, int] = {}
 
-    @seed(20261123)
+    @seed(20261123 + number)
     @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))
     @given(corrupted())
     def one(case):
@@ -204,10 +205,11 @@ def test_sixty_corrupted_files(tmp_path):
 
 
 @pytest.mark.full
-def test_1000_corrupted_files(tmp_path):
-    seen = throw(1000, tmp_path)
+@pytest.mark.parametrize("quarter", range(1, 5))
+def test_1000_corrupted_files(tmp_path, quarter):
+    seen = throw(250, tmp_path, quarter)
     print(seen)
-    assert sum(seen.values()) >= 1000 and min(seen.values()) > 20 and len(seen) == 4, seen
+    assert sum(seen.values()) >= 250 and min(seen.values()) > 5 and len(seen) == 4, seen
 
 
 # ---- the sum -------------------------------------------------------------------------------------------------------
