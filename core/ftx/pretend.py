@@ -26,8 +26,9 @@ class Pretend(FakeTensorMode):  # type: ignore[misc]
     """FakeTensorMode in which token ids, labels, positions and what is computed from them alone stay real, so that shapes which
     hang on them (the supervised positions, the lengths of rows) come out as they will be.
 
-    A number read from a float tensor is 1.0, a truth value False, and two tensors are alike. `live` and `peak` are bytes of storage: each counts once, from
-    the operator that made it until it is freed. What an operator takes inside itself is not seen.
+    A number read from a float tensor is 1.0, a truth value False, and two tensors are alike. `live` and `peak` are bytes of
+    storage: each counts once, from the operator that made it until it is freed. What an operator takes inside itself is not
+    seen, but for logsumexp's copy of its input.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,8 @@ class Pretend(FakeTensorMode):  # type: ignore[misc]
             self.depth -= 1
         if not self.depth:  # inside, an operator is taken apart, which the real one is not
             self.count(result)
+            if func is aten.logsumexp.default:  # its kernel makes a copy of its input, which over a vocabulary is large
+                self.peak = max(self.peak, self.live + args[0].nbytes)
             self.fake_tensor_converter.meta_converter.tensor_memo.clear()  # its weak references keep modules from being moved
         return result
 
