@@ -308,3 +308,12 @@ def test_no_space_left_keeps_the_last_whole_checkpoint(process, toy_run, tmp_pat
         assert resumed.returncode == 0 and "Going on from step" in resumed.stdout, resumed.stderr
     finally:
         subprocess.run(["umount", disk], check=False)
+
+
+def test_a_default_observer_that_is_not_installed_is_named_and_left_out(toy_run, cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("ftx.recipe.OBSERVERS", ("report", "gone"))
+    result = cli(*toy_run())
+    assert result.exit_code == 0, result.output
+    assert "not installed, so the run goes without: observer gone\n" in result.stdout
+    observers = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["observers"]
+    assert [one["name"] for one in observers] == ["report"] and (tmp_path / "run" / "report.html").is_file()
