@@ -203,7 +203,7 @@ def _base_agreement(hooks: Hooks, model: Any, tokenizer: Any, probe: parity.Prob
     run.say(f"the base says the same at {share:.1%} of them")
     if share == 1:
         run.say("note: these prompts do not tell the tuned model from its base: give others with --eval-data")
-    return share
+    return round(share, 6)
 
 
 def _form(hooks: Hooks, model: Any, tokenizer: Any, probe: parity.Probe, run: Run) -> tuple[Any, dict[str, Any] | None, parity.Probe]:

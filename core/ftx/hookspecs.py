@@ -211,6 +211,15 @@ def compare_answers(base_items: list[dict[str, Any]], tuned_items: list[dict[str
 
 
 @stage_hook
+def exported_form(model: Any, run: Run) -> Any:
+    """The tuned model as it was read back -> the model that is exported. Owner: the exporter; without one, `merge_adapted`.
+
+    May use `model` up. A form that says something else than the run on purpose (merged into another base) is given as
+    `ftx.export.Departure(model, why)`: how far it departs is measured and printed, and the export is held to the form.
+    """
+
+
+@stage_hook
 def export_model(model: Any, tokenizer: PreTrainedTokenizerBase, path: Path, run: Run) -> Any:
     """Write the model that `exported_form` gave into the empty directory `path`. Owner: the exporter.
 
@@ -252,13 +261,4 @@ def render_runs(directories: list[RunDir]) -> str | None:
 
 @hookspec
 def check_environment() -> list[str] | None:
-    """Lines for `ftx doctor`: each begins with `ok: `, `warning: ` or `failure: `."""
-@stage_hook
-def exported_form(model: Any, run: Run) -> Any:
-    """The tuned model as it was read back -> the model that is exported. Owner: the exporter; without one, `merge_adapted`.
-
-    May use `model` up. A form that says something else than the run on purpose (merged into another base) is given as
-    `ftx.export.Departure(model, why)`: how far it departs is measured and printed, and the export is held to the form.
-    """
-
-
+    """Lines for `ftx doctor`: each begins with `ok: `, `warning: ` or `failure: `; what to do stands behind `; `."""
