@@ -19,7 +19,7 @@ from ftx.data import read_dataset, to_dataset
 from ftx.errors import FtxError, PluginError
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
-from ftx.prepare import account, check_rows
+from ftx.prepare import _formatted, account, check_rows
 from ftx.testing import make_run
 
 # ---- corrupted files -----------------------------------------------------------------------------------------------
@@ -164,13 +164,14 @@ def attempt(case, folder) -> str:
     hooks.add(CATALOGUE.load("formatter", formatter)(**options), "formatter", formatter)
     try:
         raw = read_dataset(str(file), run.ledger)
-        rows = hooks.call("format_dataset", dataset=raw, run=run)
+        rows = _formatted(str(file), raw, hooks, run)
         check_rows(raw, rows, "formatter", hooks, run)
     except FtxError as error:
         assert not isinstance(error, PluginError), error
         assert error.problem and error.remedy
         if re.search(re.escape(str(file)) + r":\d+: ", error.problem):
             return "refused with its line"
+        assert error.problem.startswith(f"{file}: "), f"no file: {error.problem}"
         assert any(text in error.problem for text in WHOLE_FILE), f"no line: {error.problem}"
         return "refused as a whole"
     counts = account("train", rows, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftx import audit, cache
@@ -117,7 +118,7 @@ def _take_over(ledger: Ledger, came: int, entries: list[Entry]) -> None:
 def encode(reference: str, hooks: Hooks, tokenizer: Any, run: Run) -> tuple[Dataset, Dataset]:
     """A file's rows as formatted, and as token ids and labels; none lost, none invented. Raises DataError, PluginError."""
     raw = read_dataset(reference, run.ledger)
-    rows = hooks.call("format_dataset", dataset=raw, run=run)
+    rows = _formatted(reference, raw, hooks, run)
     check_rows(raw, rows, "formatter", hooks, run)
     kind = row_type(rows.column_names)
     trainer = next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith("trainer:"))
@@ -132,6 +133,17 @@ def encode(reference: str, hooks: Hooks, tokenizer: Any, run: Run) -> tuple[Data
     tokens = hooks.call("encode_dataset", dataset=rows, tokenizer=tokenizer, run=run)
     check_rows(rows, tokens, "trainer", hooks, run)
     return rows, tokens
+
+
+def _formatted(reference: str, raw: Dataset, hooks: Hooks, run: Run) -> Dataset:
+    """The formatter's rows; what it says of the columns gets the name of the file, for there are two of them."""
+    try:
+        rows: Dataset = hooks.call("format_dataset", dataset=raw, run=run)
+    except DataError as error:
+        if str(Path(reference).expanduser()) in error.problem:
+            raise
+        raise DataError(f"{reference}: {error.problem}", error.remedy) from error
+    return rows
 
 
 def settle(splits: dict[str, Split], run: Run) -> dict[str, dict[str, int]]:
