@@ -13,6 +13,7 @@ from ftx import hookimpl, option, plugin
 from ftx.encode import end_tokens
 from ftx.errors import RunError
 from ftx.export import Exported
+from ftx.parity import own_ends
 
 if TYPE_CHECKING:
     import numpy
@@ -278,10 +279,10 @@ def _write_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, mod
         "bos": bool(plain) and plain[0] == tokenizer.bos_token_id,
         "eos": bool(plain) and plain[-1] == tokenizer.eos_token_id,
     }
-    special.chat_template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    template = tokenizer.chat_template
+    special.chat_template = template.get("default") if isinstance(template, dict) else template
     special.add_to_gguf(writer, quiet=True)
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = (end_tokens(tokenizer) | set(own if isinstance(own, list) else [own] if own is not None else [])) - {tokenizer.eos_token_id}
+    ends = (own_ends(model) | end_tokens(tokenizer)) - {tokenizer.eos_token_id}
     # llama.cpp has one name for each kind of end beside the end of a text
     for number, add in zip(sorted(ends), (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
         add(number)

@@ -74,11 +74,8 @@ class LlamaReader:
         return torch.from_numpy(self.model.scores[: len(ids)].copy()).float()
 
     def answers(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        from llama_cpp import llama_cpp as library
-
         self._open(max(map(len, prompts)) + max_new_tokens)
-        vocabulary = library.llama_model_get_vocab(self.model._model.model)
-        found = []
+        found, ends = [], self.ends()
         for ids in prompts:
             self.model.reset()
             self.model.eval(ids)
@@ -86,11 +83,17 @@ class LlamaReader:
             while len(answer) < max_new_tokens:
                 token = int(self.model.scores[self.model.n_tokens - 1].argmax())
                 answer.append(token)
-                if library.llama_vocab_is_eog(vocabulary, token):
+                if token in ends:
                     break
                 self.model.eval([token])
             found.append(answer)
         return found
+
+    def ends(self) -> set[int]:
+        from llama_cpp import llama_cpp as library
+
+        vocabulary = library.llama_model_get_vocab(self.model._model.model)
+        return {token for token in range(self.model.n_vocab()) if library.llama_vocab_is_eog(vocabulary, token)}
 
 
 def read_with_transformers(file: Path, bounds: tuple[float, float] = ROUNDED) -> TransformersReader:

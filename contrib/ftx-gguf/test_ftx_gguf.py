@@ -235,5 +235,5 @@ def test_llama_cpp_reads_it(tmp_path):
     reader = LlamaReader(write_gguf(model, tokenizer, tmp_path / "model.gguf", "f32"))
     assert parity.check_text(reader, probe, tokenizer)[2] == []
     assert parity.agreement(reader, probe).share > 0.97
-    equal, wrong = parity.check_ends(reader.answers(probe.ids, parity.ANSWER_TOKENS), probe)
+    equal, wrong = parity.check_ends(reader, probe, tokenizer)
     assert equal and not wrong

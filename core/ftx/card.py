@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ftx import models
-from ftx.recipe import PATHS, read_recipe
+from ftx.recipe import read_recipe
 from ftx.run import Run, RunDir
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def _scores(directory: RunDir) -> list[str]:
     lines = ["## Scores\n", "| evaluator | metric | phase | value | 95 % interval | n |", "|---|---|---|---|---|---|"]
     for score in scores:
         interval = f"[{score['ci_low']:.3f}, {score['ci_high']:.3f}]" if score.get("ci_low") is not None and score.get("ci_high") is not None else "-"
-        cells = (score["evaluator"], score["metric"], score["phase"], f"{score['value']:.4g}", interval, str(score["n"]))
-        lines.append(f"| {' | '.join(_written(cell) for cell in cells)} |")
+        names = [_written(score[key]) for key in ("evaluator", "metric", "phase")]
+        lines.append(f"| {' | '.join([*names, format(score['value'], '.4g'), interval, str(score['n'])])} |")
     return [*lines, "", "`base` is the model that the run started from, `tuned` what training made of it, `change` what a comparison of the two says.\n"]
 
 
@@ -98,12 +98,16 @@ def _data(manifest: dict[str, Any], audit: dict[str, Any], directory: RunDir) ->
 
 def _recipe(directory: RunDir) -> str:
     """The run's recipe with the names of files in place of their paths."""
-    content = read_recipe(directory.recipe)
-    for key in PATHS:
-        if isinstance(content.get(key), str) and Path(content[key]).is_absolute():
-            content[key] = Path(content[key]).name
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(_without_folders(read_recipe(directory.recipe)), sort_keys=False, allow_unicode=True)
     return text
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _versions(manifest: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from ftx.card import model_card
 from ftx.catalogue import Catalogue
 from ftx.console import Console
 from ftx.data import read_dataset
+from ftx.encode import end_tokens
 from ftx.errors import OptionError, PluginError, RecipeError, RunError
 from ftx.hooks import Hooks
 from ftx.options import Text, as_dict, build
@@ -207,15 +208,19 @@ def _base_agreement(hooks: Hooks, model: Any, tokenizer: Any, probe: parity.Prob
 
 
 def _form(hooks: Hooks, model: Any, tokenizer: Any, probe: parity.Probe, run: Run) -> tuple[Any, dict[str, Any] | None, parity.Probe]:
-    """The model to export, how it departs from the run on purpose, and what the export is held to."""
+    """The model to export, how it departs from the run on purpose, and what the export is held to. It stops where the run
+    stopped: the base's own configuration may know the end of a text only, and not that of a turn."""
     hook = "exported_form" if hooks.owners("exported_form") else "merge_adapted"
     form = hooks.call(hook, model=model, run=run)
-    if not isinstance(form, Departure):
+    departs, form = (form.why, form.model) if isinstance(form, Departure) else (None, form)
+    ends = sorted(parity.own_ends(form) | end_tokens(tokenizer))
+    if ends and getattr(form, "generation_config", None) is not None:
+        form.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    if departs is None:
         return form, None, probe
-    reader = parity.TransformersReader(form.model, tokenizer, name="the form")
-    found = parity.agreement(reader, probe)
-    run.say(f"{form.why}: against the run, {found}")
-    return form.model, {"why": form.why, **found.as_dict()}, parity.ask(form.model, tokenizer, probe.prompts)
+    found = parity.agreement(parity.TransformersReader(form, tokenizer, name="the form"), probe)
+    run.say(f"{departs}: against the run, {found}")
+    return form, {"why": departs, **found.as_dict()}, parity.ask(form, tokenizer, probe.prompts)
 
 
 # ---- What was written
@@ -224,12 +229,12 @@ def _form(hooks: Hooks, model: Any, tokenizer: Any, probe: parity.Probe, run: Ru
 def _check(hooks: Hooks, path: Path, probe: parity.Probe, tokenizer: Any, least: float | None, run: Run) -> dict[str, Any]:
     """Read the export back and hold it to the probe: figures for the report, and everything that is `wrong`."""
     reader = hooks.call("read_exported", path=path, run=run) if hooks.owners("read_exported") else parity.read_with_transformers(path, run)
-    for method in ("render", "encode", "logits", "answers"):
+    for method in ("render", "encode", "logits", "answers", "ends"):
         if not callable(getattr(reader, method, None)):
             raise PluginError(f"read_exported gave a {type(reader).__name__}, which has no {method}.", "It must give an ftx.parity.Reader.")
     renderings, texts, wrong = parity.check_text(reader, probe, tokenizer)
     found = parity.agreement(reader, probe)
-    equal, ends = parity.check_ends(reader.answers(probe.ids, parity.ANSWER_TOKENS), probe)
+    equal, ends = parity.check_ends(reader, probe, tokenizer)
     wanted = reader.bounds[0] if least is None else least
     wrong = list(reader.problems) + wrong[:3] + ends
     if found.share < wanted:

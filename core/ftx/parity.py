@@ -60,6 +60,9 @@ class Reader(Protocol):
     def answers(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy answers as token ids, up to and with the token at which the export by itself stops."""
 
+    def ends(self) -> set[int]:
+        """The tokens at which the export by itself stops."""
+
 
 class TransformersReader:
     """A model and a tokenizer of transformers (or peft) as a Reader."""
@@ -91,8 +94,7 @@ class TransformersReader:
         """`ends`: other tokens to stop at than the model's own configuration names."""
         import torch
 
-        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        stops = set(ends) if ends is not None else set(own if isinstance(own, list) else [own] if own is not None else [])
+        stops = set(ends) if ends is not None else self.ends()
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         device = next(self.model.parameters()).device
         found: list[list[int]] = [[] for _ in prompts]
@@ -109,6 +111,15 @@ class TransformersReader:
                     end = next((at for at, token in enumerate(answer) if token in stops), len(answer))
                     found[i] = answer[: end + 1]
         return found
+
+    def ends(self) -> set[int]:
+        return own_ends(self.model)
+
+
+def own_ends(model: Any) -> set[int]:
+    """The tokens at which a model of transformers stops by itself: what its generation config says."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set(own if isinstance(own, list) else [own] if own is not None else [])
 
 
 def read_with_transformers(path: Path, run: Any) -> TransformersReader:
@@ -139,13 +150,14 @@ def loading_problems(info: dict[str, Any]) -> list[str]:
 @dataclass
 class Probe:
     """Prompts, and what the run makes of them: its text, its tokens, its greedy answer with the token that ended it, and its
-    logits (answer's length, vocabulary) at each token of the answer."""
+    logits (answer's length, vocabulary) at each token of the answer. `ends`: the tokens at which it stops."""
 
     prompts: list[str | Messages]
     texts: list[str]
     ids: list[list[int]]
     answers: list[list[int]] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
+    ends: set[int] = field(default_factory=set)
 
     @property
     def tokens(self) -> int:
@@ -213,9 +225,8 @@ def ask(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str | Mess
             probe.ids.append(ids)
     if not probe.ids:
         raise FtxError("no prompt is left to check the export with.", "Give data with prompts: --eval-data FILE")
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = end_tokens(tokenizer) | set(own if isinstance(own, list) else [own] if own is not None else [])
-    probe.answers = reader.answers(probe.ids, ANSWER_TOKENS, ends)
+    probe.ends = reader.ends() | end_tokens(tokenizer)
+    probe.answers = reader.answers(probe.ids, ANSWER_TOKENS, probe.ends)
     probe.logits = [_at_answer(reader, ids, answer) for ids, answer in zip(probe.ids, probe.answers, strict=True)]
     return probe
 
@@ -266,14 +277,17 @@ def check_text(reader: Reader, probe: Probe, tokenizer: PreTrainedTokenizerBase)
     return len(renderings), len(texts), wrong
 
 
-def check_ends(answers: list[list[int]], probe: Probe) -> tuple[int, list[str]]:
-    """How many of the export's own answers are the run's, and those that say the same but end elsewhere."""
-    elsewhere = 0
+def check_ends(reader: Reader, probe: Probe, tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[str]]:
+    """How many of the answers that the export gives by itself are the run's, and what is wrong with how they end."""
+    answers, elsewhere = reader.answers(probe.ids, ANSWER_TOKENS), 0
     for found, wanted in zip(answers, probe.answers, strict=True):
         shorter = min(len(found), len(wanted))
         elsewhere += len(found) != len(wanted) and found[:shorter] == wanted[:shorter]
     equal = sum(found == wanted for found, wanted in zip(answers, probe.answers, strict=True))
-    return equal, [f"{elsewhere} answers end where the run's do not: the export has other end tokens"] if elsewhere else []
+    wrong = [f"{elsewhere} answers end where the run's do not"] if elsewhere else []
+    if missing := probe.ends - reader.ends():
+        wrong.append(f"it does not stop at {', '.join(sorted(map(str, tokenizer.convert_ids_to_tokens(list(missing)))))}, where the run does")
+    return equal, wrong
 
 
 def _at_answer(reader: Reader, ids: list[int], answer: list[int]) -> torch.Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftx import hookimpl, models, option, plugin
-from ftx.encode import end_tokens
 from ftx.errors import RunError, first_line
 from ftx.export import Departure, Exported
 from ftx.parity import ROUNDED, TransformersReader
@@ -37,12 +36,13 @@ LOAD_ADAPTER = """The base is `{base}`; its weights are not in here.
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 {more}
 path = "."  # the directory that this file lies in
 tokenizer = AutoTokenizer.from_pretrained(path)
 base = AutoModelForCausalLM.from_pretrained({reference}, dtype="auto")
 model = PeftModel.from_pretrained(base, path)
+model.generation_config = GenerationConfig.from_pretrained(path)  # where an answer ends
 ```
 """
 #: A base that an installed distribution provides under a name is known to nobody else.
@@ -104,16 +104,8 @@ def merged(model: Any, run: Run, way: str = "dequantised") -> Any:
 
 
 def write_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, max_shard_size: str = "5GB") -> Exported:
-    """The model and its tokenizer as a directory that transformers loads, stopping where the run stopped."""
-    config, own = model.generation_config, getattr(model.generation_config, "eos_token_id", None)
-    ends = sorted(end_tokens(tokenizer) | set(own if isinstance(own, list) else [own] if own is not None else []))
-    try:
-        if config is not None and ends:
-            config.eos_token_id = ends[0] if len(ends) == 1 else ends
-        model.save_pretrained(path, max_shard_size=max_shard_size)
-    finally:
-        if config is not None:
-            config.eos_token_id = own
+    """The model and its tokenizer as a directory that transformers loads."""
+    model.save_pretrained(path, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(path)
     kind = "4- or 8-bit weights of bitsandbytes" if getattr(model, "is_quantized", False) else str(model.dtype).removeprefix("torch.")
     return Exported(f"one plain model in {kind}, as safetensors", LOAD)
@@ -142,7 +134,7 @@ class Adapter:
 
     @hookimpl
     def export_model(self, model: Any, tokenizer: PreTrainedTokenizerBase, path: Path, run: Run) -> Exported:
-        return write_adapter(path, run, self.base_model)
+        return write_adapter(model, path, run, self.base_model)
 
     @hookimpl
     def read_exported(self, path: Path, run: Run) -> TransformersReader:
@@ -163,13 +155,15 @@ def adapter_obstacles(run: Run, base_model: str | None) -> list[str]:
     return reasons
 
 
-def write_adapter(path: Path, run: Run, base_model: str | None) -> Exported:
-    """The adapter's two files, with a reference to the base that holds anywhere, and the tokenizer's files."""
+def write_adapter(model: Any, path: Path, run: Run, base_model: str | None) -> Exported:
+    """The adapter's two files, with a reference to the base that holds anywhere, the tokenizer's files, and the end tokens in
+    a generation_config.json: a base that was trained on plain text alone knows no end of a turn."""
     assert run.directory is not None
     source = run.directory.model
     config = json.loads((source / "adapter_config.json").read_text("utf-8"))
     config["base_model_name_or_path"] = base = base_model or run.model
     (path / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model.generation_config.save_pretrained(path)
     names = {file for pattern in ("adapter_model.safetensors", *TOKENIZER) for file in source.glob(pattern)}
     for file in sorted(names):
         shutil.copyfile(file, path / file.name)
@@ -191,7 +185,7 @@ def read_adapter(path: Path, run: Run) -> TransformersReader:
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     assert run.hooks is not None
     config = run.hooks.hook.quantization_config(run=run)
@@ -201,6 +195,7 @@ def read_adapter(path: Path, run: Run) -> TransformersReader:
             str(run.model_path), dtype=run.dtype, device_map={"": run.device}, use_safetensors=True, quantization_config=config
         )
         model = PeftModel.from_pretrained(base, str(path), torch_device=run.device)
+        base.generation_config = GenerationConfig.from_pretrained(str(path))
     except Exception as error:
         raise RunError(f"peft cannot load what was exported: {first_line(error)}", "See it all with --traceback.") from error
     with safe_open(path / "adapter_model.safetensors", framework="pt") as file:

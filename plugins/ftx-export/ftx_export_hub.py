@@ -55,7 +55,7 @@ class Hub:
 
     @hookimpl
     def export_model(self, model: Any, tokenizer: Any, path: Path, run: Run) -> Exported:
-        written = write_adapter(path, run, self.base_model) if self.what == "adapter" else write_merged(model, tokenizer, path)
+        written = write_adapter(model, path, run, self.base_model) if self.what == "adapter" else write_merged(model, tokenizer, path)
         return Exported(written.what, written.load.replace('path = "."  # the directory that this file lies in', f'path = "{self.repo}"'))
 
     @hookimpl

@@ -21,7 +21,7 @@ from ftx import models, parity
 from ftx.errors import RunError
 from ftx.export import Departure, write_checked
 from ftx.recipe import Choice
-from ftx.testing import ExporterContract, finished_run, ftx, tiny_tokenizer
+from ftx.testing import ExporterContract, finished_run, ftx, tiny_model_dir, tiny_tokenizer
 from ftx_export import Adapter, Merged, merged
 from ftx_export_ollama import CHATS, Pieces, chat_template, go_render, modelfile, read_modelfile
 
@@ -106,7 +106,7 @@ def test_what_is_spoilt_on_the_way_is_found(lora, tmp_path, spoilt, monkeypatch)
         "a weight": "tokens agree|a logit differs",
         "a name": "it lacks 1 weights, such as model.layers.0.mlp.down_proj.weight; it holds, and nothing uses, 1 weights",
         "a token": "the tokenizer reads '.*' as other tokens than the run's",
-        "the end": "answers end where the run's do not",
+        "the end": r"it does not stop at <\|im_end\|>, where the run does",
     }
     assert re.search(words[spoilt], "; ".join(wrong)), wrong
 
@@ -164,12 +164,22 @@ def test_an_adapter_loads_in_plain_peft_and_names_no_directory(lora, tmp_path):
     assert (tuned - plain).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(("exporter", "name"), [(Merged(), "merged"), (Adapter(base_model="acme/base"), "adapter")])
+def test_an_export_stops_where_the_run_does(exporter, name, tmp_path):
+    """A base that knows only the end of a text: the run stops at the end of a turn too, and so must what is handed on."""
+    base = tiny_model_dir(tmp_path / "base", merges=True, eos_token_id=0, hidden_size=64, intermediate_size=128)
+    run = finished_run(tmp_path / "run", ROWS, adapter="lora", model=base)
+    report = exported(run, exporter, tmp_path / "out", name)
+    assert report["agrees"], report["parity"]["wrong"]
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
 def test_an_adapter_whose_keys_are_not_all_used(lora, tmp_path):
     from ftx_export import read_adapter, write_adapter
 
     path = tmp_path / "out"
     path.mkdir()
-    write_adapter(path, lora, "acme/base")
+    write_adapter(ExporterContract().tuned(lora), path, lora, "acme/base")
     weights = load_file(path / "adapter_model.safetensors")
     name = next(iter(weights))
     weights[name.replace("layers.0", "layers.9")] = weights.pop(name)
