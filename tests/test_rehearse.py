@@ -20,10 +20,12 @@ from ftx.rehearse import like, rehearse, trace
 from ftx.run import Run
 
 #: Two adapters whose bases differ, both trainers, both ways of keeping activations; with the accumulation.
-CASES = [("lora", "sft", False, 2), ("full", "dpo", False, 1), ("qlora", "sft", True, 1), ("dora", "dpo", True, 2)]
+CASES = [("dora", "dpo", True, 2), ("qlora", "sft", True, 1)]
+#: The others, in the heavy suite.
+MORE = [("lora", "sft", False, 2), ("full", "dpo", False, 1), ("qlora", "dpo", False, 1), ("full", "sft", True, 2)]
 
 
-@pytest.mark.parametrize(("adapter", "trainer", "checkpointing", "accumulation"), CASES)
+@pytest.mark.parametrize(("adapter", "trainer", "checkpointing", "accumulation"), [*CASES, *(pytest.param(*case, marks=pytest.mark.full) for case in MORE)])
 def test_a_trace_finds_what_is_measured(shared, adapter, trainer, checkpointing, accumulation):
     planner, case, run, tokenizer = planned(shared, adapter, trainer, checkpointing, accumulation)
     tokens = like(case)
