@@ -11,7 +11,7 @@ import pytest
 from shelf import GOOD, install, points_in
 
 from ftx import __version__
-from ftx.catalogue import STAGES, Catalogue
+from ftx.catalogue import KINDS, Catalogue
 from ftx.errors import PluginError
 
 
@@ -269,5 +269,5 @@ def test_a_plugin_that_comes_or_goes_is_seen_at_once(tmp_path, process):
 
 def test_the_scan_finds_what_is_installed_here():
     installed = {(e.stage, e.name) for e in Catalogue().entries}
-    wanted = {(stage, point.name) for stage in STAGES for point in metadata.entry_points(group=f"ftx.{stage}")}
+    wanted = {(kind, point.name) for kind in KINDS for point in metadata.entry_points(group=f"ftx.{kind}")}
     assert installed == wanted and ("trainer", "sft") in installed

@@ -143,7 +143,7 @@ def test_a_value_of_the_wrong_kind(cli):
 def test_an_unknown_command(cli):
     result = cli("plugin")
     assert result.exit_code == 2 and "Error: no command is called 'plugin'. Did you mean 'plugins'?" in result.stderr
-    assert f"Commands: {', '.join(COMMANDS)}." in result.stderr
+    assert f"Commands: {', '.join([*COMMANDS, *Catalogue().names('command')])}." in result.stderr
     assert "no command is called 'zzz'.\n" in cli("zzz").stderr
 
 
