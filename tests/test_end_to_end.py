@@ -9,7 +9,8 @@ import pytest
 from support import REPO, read_rows
 
 DATA = REPO / "examples" / "data"
-FILES = {"recipe.yaml", "manifest.json", "audit.json", "ledger.jsonl", "metrics.jsonl", "scores.json", "log.txt", "checkpoints", "model", "eval"}
+FILES = {"recipe.yaml", "manifest.json", "plan.json", "audit.json", "ledger.jsonl", "metrics.jsonl", "scores.json", "report.html", "log.txt"}
+FILES |= {"checkpoints", "model", "eval"}
 
 
 def arguments(output: Path, adapter: str, *more: str) -> list[str]:

@@ -16,7 +16,8 @@ import yaml
 from support import read_rows as lines
 from support import write_rows
 
-FILES = {"recipe.yaml", "manifest.json", "audit.json", "ledger.jsonl", "metrics.jsonl", "scores.json", "log.txt", "checkpoints", "model", "eval"}
+FILES = {"recipe.yaml", "manifest.json", "plan.json", "audit.json", "ledger.jsonl", "metrics.jsonl", "scores.json", "report.html", "log.txt"}
+FILES |= {"checkpoints", "model", "eval"}
 
 
 def weights(run: Path) -> dict[str, str]:

@@ -340,7 +340,7 @@ def test_what_new_writes_passes_its_own_test(sat, stage):
 def test_check_examines_what_new_wrote(scaffolded, process):
     result = process("plugins", "check", "ftx-fresh-formatter", "--json", PYTHONPATH=str(scaffolded / "site"))
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == {"status": "done", "distribution": "ftx-fresh-formatter", "passed": 11, "failed": 0, "skipped": 0}
+    assert json.loads(result.stdout) == {"status": "done", "distribution": "ftx-fresh-formatter", "passed": 12, "failed": 0, "skipped": 0}
 
 
 def test_new_says_what_it_wrote(tmp_path, monkeypatch):

@@ -79,4 +79,6 @@ class ExporterContract(Contract):
         probe = parity.ask(self.tuned(other), tokenizer, prompts)
         reader = run.hooks.call("read_exported", path=path, run=run) if run.hooks.owners("read_exported") else parity.read_with_transformers(path, run)
         found = parity.agreement(reader, probe)
-        assert found.share < (self.least or reader.bounds[0]), "read_exported agrees with a model that was never exported: it must read what lies in the directory"
+        assert found.share < (self.least or reader.bounds[0]), (
+            "read_exported agrees with a model that was never exported: it must read what lies in the directory"
+        )
