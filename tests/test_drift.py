@@ -30,13 +30,13 @@ def stopped(tmp_path_factory, tiny):
 
     folder = tmp_path_factory.mktemp("drift")
     install(folder / "site", "acme-pairs", {"formatter:acme-pairs": "acme_pairs:Pairs"}, version="1.0", acme_pairs=PLUGIN)
-    (folder / "site" / "mine.py").write_text("from toys import Head as Base\nfrom ftx import plugin\n\n\n@plugin\nclass Mine(Base):\n    'Trains the head.'\n")
+    (folder / "site" / "drifter.py").write_text("from toys import Head as Base\nfrom ftx import plugin\n\n\n@plugin\nclass Mine(Base):\n    'Trains the head.'\n")
     shutil.copytree(tiny, folder / "model")
     write_rows(folder / "train.jsonl", [{"q": f"what is {i}?", "a": f"it is {i}"} for i in range(12)])
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(folder / "site")
     answer = ftx(
-        *("run", "--model", folder / "model", "--data", folder / "train.jsonl", "--formatter", "acme-pairs", "--adapter", "mine:Mine", "--dtype", "float32"),
+        *("run", "--model", folder / "model", "--data", folder / "train.jsonl", "--formatter", "acme-pairs", "--adapter", "drifter:Mine", "--dtype", "float32"),
         *("-o", "trainer.max_steps=6", "-o", "trainer.save_steps=2", "--output", folder / "run"),
         *("--observer", "ftx.testing.own:CtrlC", "-o", "ftx.testing.own:CtrlC.after=2"),
     )
@@ -68,7 +68,7 @@ def test_each_change_that_matters_is_refused(cli, stopped):
         "train.jsonl": ("it is 3", "it is 4", f"the data {stopped / 'train.jsonl'} has changed"),
         "model/config.json": ('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05', "the model has other weights, another config or another tokenizer"),
         "site/acme_pairs-1.0.dist-info/METADATA": ("Version: 1.0", "Version: 1.1", "the plugin formatter:acme-pairs.version was 1.0 and is 1.1"),
-        "site/mine.py": ("Trains the head.", "Trains the head!", "the code of the plugin adapter:mine:Mine has changed"),
+        "site/drifter.py": ("Trains the head.", "Trains the head!", "the code of the plugin adapter:drifter:Mine has changed"),
         "run/recipe.yaml": ("seed: 42", "seed: 43", "recipe.yaml was edited"),
     }
     for name, (old, new, says) in about.items():
