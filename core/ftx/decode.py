@@ -15,7 +15,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 #: Tokens from which a common beginning is worth a forward pass of its own.
 SHARED = 8
 #: Share of the rows that has to be finished before the others are moved together: moving costs about what a step costs.
-GONE = 0.25
+GONE = 0.125
+#: Prompts that are read together: those that are at least this share of the longest in length, and never fewer than FEW.
+NEAR, FEW = 0.8, 8
 #: Columns that are laid out at once for tokens to come.
 ROOM = 64
 #: What the forward pass of a model must take to be driven from here.
@@ -100,17 +102,20 @@ class Decoder:
         """(number of the prompt, its answer's tokens without the end token) as they come; at most `size` rows at once."""
         waiting = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
         prefix = self.read(rows)
+        shared = prefix.get_seq_length() if prefix is not None else 0
         live: Block | None = None
         while live is not None or waiting:
             kept = [at for at, slot in enumerate(live.slots) if not slot.ended] if live is not None else []
             free = size - len(kept)
             if waiting and (not kept or free >= GONE * size):
                 new, waiting = waiting[:free], waiting[free:]
-                block, logits = self.prefill([Slot(i, len(rows[i]), _generator(seeds, i)) for i in new], [rows[i] for i in new], prefix)
-                yield from self.take(block.slots, logits)
-                fresh = [at for at, slot in enumerate(block.slots) if not slot.ended]
                 parts = [(live, kept)] if live is not None and kept else []
-                live = together([*parts, *([(block, fresh)] if fresh else [])])
+                for near in _alike(new, [len(rows[i]) - shared for i in new]):
+                    block, logits = self.prefill([Slot(i, len(rows[i]), _generator(seeds, i)) for i in near], [rows[i] for i in near], prefix)
+                    yield from self.take(block.slots, logits)
+                    fresh = [at for at, slot in enumerate(block.slots) if not slot.ended]
+                    parts += [(block, fresh)] if fresh else []
+                live = together(parts)
                 continue
             if not kept:
                 return
@@ -214,6 +219,15 @@ def together(parts: list[tuple[Block, list[int]]]) -> Block | None:
         layer.lay(laid[0], laid[1], width)
         layers.append(layer)
     return Block(Cache(layers=layers), whole, [block.slots[row] for block, rows in parts for row in rows])
+
+
+def _alike(numbers: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Prompts by falling length in batches that hold little padding."""
+    begun = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or (at - begun >= FEW and lengths[at] < NEAR * lengths[begun]):
+            yield numbers[begun:at]
+            begun = at
 
 
 def _full(cache: Cache) -> bool:

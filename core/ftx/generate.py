@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: Prompts in one batch, and the most tokens (prompt and answer, padding included) that one batch may hold.
-BATCH_ROWS, BATCH_TOKENS = 64, 16384
+BATCH_ROWS, BATCH_TOKENS = 96, 16384
 #: What generation keeps of a checkpoint's own settings.
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 

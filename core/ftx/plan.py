@@ -19,7 +19,7 @@ STANDING = ("weights", "adapter", "optimizer", "reference")
 #: Every kind of bytes that a plugin may add.
 KINDS = (*STANDING, "gradients", "activations", "head", "buffers")
 #: Rows and tokens of a batch of generation (ftx.generate).
-GENERATED_ROWS, GENERATED_TOKENS = 64, 16384
+GENERATED_ROWS, GENERATED_TOKENS = 96, 16384
 
 
 @dataclass(frozen=True, kw_only=True)
