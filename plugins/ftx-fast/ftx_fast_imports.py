@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -48,3 +51,47 @@ def arrive(name: str) -> ModuleType:
         raise
     vars(stand_in).update({key: value for key, value in vars(module).items() if key != "__name__"})
     return module
+
+
+def import_losses() -> None:
+    """Import transformers' losses without scipy.optimize, of which those for object detection want one function."""
+    name, losses = "scipy.optimize", "transformers.loss.loss_utils"
+    if name in sys.modules or losses in sys.modules or importlib.util.find_spec("scipy") is None:
+        return
+
+    def linear_sum_assignment(*args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module(name).linear_sum_assignment(*args, **kwargs)
+
+    stand_in = ModuleType(name)
+    vars(stand_in)["linear_sum_assignment"] = linear_sum_assignment
+    sys.modules[name] = stand_in
+    try:
+        importlib.import_module(losses)
+    finally:
+        del sys.modules[name]
+
+
+class Installed(Mapping[str, list[str]]):
+    """What `importlib.metadata.packages_distributions` gives, found out when somebody looks."""
+
+    def __init__(self, scan: Callable[[], Mapping[str, list[str]]]) -> None:
+        self.scan = functools.cache(scan)
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self.scan()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scan())
+
+    def __len__(self) -> int:
+        return len(self.scan())
+
+
+def import_trl() -> None:
+    """Import TRL without its scan of everything installed, which takes a second: it asks for versions of what is not there."""
+    usual = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = lambda: Installed(usual)
+    try:
+        importlib.import_module("trl.import_utils")
+    finally:
+        importlib.metadata.packages_distributions = usual

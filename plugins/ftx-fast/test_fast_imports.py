@@ -45,6 +45,34 @@ def test_what_is_not_installed_or_already_there_is_left_alone():
     assert python("import ftx_fast_imports, json, sys; ftx_fast_imports.postpone('json', 'never_heard'); print('never_heard' in sys.modules, json.dumps(1))")
 
 
+def test_transformers_losses_bring_no_scipy_until_one_is_called():
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    code = """
+import sys
+import ftx_fast_imports
+ftx_fast_imports.import_losses()
+from transformers.loss import loss_for_object_detection as losses
+assert 'scipy.optimize' not in sys.modules
+print(losses.linear_sum_assignment([[1, 0], [0, 1]])[1].tolist())
+import scipy.optimize
+print(scipy.optimize.minimize.__name__)
+"""
+    assert python(code) == "[1, 0]\nminimize"
+
+
+def test_trl_looks_up_what_is_installed_when_it_asks():
+    code = """
+import importlib.metadata as metadata
+usual = metadata.packages_distributions
+import ftx_fast_imports
+ftx_fast_imports.import_trl()
+from trl import import_utils
+assert metadata.packages_distributions is usual
+print(import_utils._is_package_available('peft', return_version=True) == (True, metadata.version('peft')), dict(import_utils.PACKAGE_DISTRIBUTION_MAPPING) == usual())
+"""
+    assert python(code) == "True True"
+
+
 def test_peft_and_trl_run_no_bitsandbytes():
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     code = """
@@ -52,6 +80,7 @@ import sys
 import ftx_fast_imports
 ftx_fast_imports.postpone()
 import torch
+ftx_fast_imports.import_trl()
 from trl import SFTTrainer
 from ftx.testing import make_run, tiny_model
 from ftx_lora import LoRA

@@ -57,6 +57,9 @@ class SFT(Training):
         callbacks: list[TrainerCallback],
         run: Run,
     ) -> Any:
+        from ftx_fast_imports import import_trl
+
+        import_trl()
         from ftx_sft_trainer import make_trainer
 
         return make_trainer(self, model, tokenizer, train_dataset, eval_dataset, callbacks, run)

@@ -163,6 +163,12 @@ class Training:
         return reasons
 
     @hookimpl
+    def run_started(self, run: Run) -> None:
+        from ftx_fast_imports import import_losses
+
+        import_losses()
+
+    @hookimpl
     def around_generation(self, model: Any, run: Run) -> AbstractContextManager[Any]:
         from ftx_fast import generating
 
