@@ -68,7 +68,8 @@ import ftx_fast_imports
 ftx_fast_imports.import_trl()
 from trl import import_utils
 assert metadata.packages_distributions is usual
-print(import_utils._is_package_available('peft', return_version=True) == (True, metadata.version('peft')), dict(import_utils.PACKAGE_DISTRIBUTION_MAPPING) == usual())
+found = import_utils._is_package_available('peft', return_version=True)
+print(found == (True, metadata.version('peft')), dict(import_utils.PACKAGE_DISTRIBUTION_MAPPING) == usual())
 """
     assert python(code) == "True True"
 
