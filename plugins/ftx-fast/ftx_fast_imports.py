@@ -72,12 +72,22 @@ def import_losses() -> None:
 
 
 class Installed(Mapping[str, list[str]]):
-    """What `importlib.metadata.packages_distributions` gives, found out when somebody looks."""
+    """What `importlib.metadata.packages_distributions` gives, found out when somebody looks.
+
+    Asked for a package that a distribution of the same name says it brings, it gives that one and looks no further: TRL would choose it
+    among several.
+    """
 
     def __init__(self, scan: Callable[[], Mapping[str, list[str]]]) -> None:
         self.scan = functools.cache(scan)
 
     def __getitem__(self, name: str) -> list[str]:
+        same = name.replace("_", "-")
+        try:
+            if name in (importlib.metadata.distribution(same).read_text("top_level.txt") or "").split():
+                return [same]
+        except importlib.metadata.PackageNotFoundError:
+            pass
         return self.scan()[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Predicted and measured memory over a grid: smollm2, four adapters, two trainers, activations kept and recomputed, three lengths.
 
-`python tests/benchmarks/plan_grid.py` runs all cells and writes their table into docs/benchmarks.md; words after it choose cells
-(`lora`, `dpo-64`, `full-sft-kept-64`), and their table is only printed. Each cell loads the model and trains two steps of one row or pair.
+`python tests/benchmarks/plan_grid.py` runs all cells and writes each into the table of docs/benchmarks.md as it comes; words after it
+choose cells (`lora`, `dpo-64`, `full-sft-kept-64`), and the others' rows stay. Each cell loads the model and trains two steps of one
+row or pair.
 """
 
 from __future__ import annotations
@@ -50,43 +51,37 @@ def cell(adapter: str, trainer: str, checkpointing: bool, length: int, *, dtype:
     return found | ({"traced": traced(case, run, tokens, tokenizer, catalogue)} if trace else {})
 
 
-def table(rows: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> str:
-    lines = ["| adapter | trainer | activations | tokens | predicted MiB | measured MiB | apart |", "|---|---|---|---|---|---|---|"]
-    for (adapter, trainer, checkpointing, length), found in rows:
-        predicted, measured = found["predicted"]["peak_memory"], found["measured"]["peak_memory"]
-        again = "recomputed" if checkpointing else "kept"
-        lines.append(f"| {adapter} | {trainer} | {again} | {length} | {predicted / 2**20:.1f} | {measured / 2**20:.1f} | {predicted / measured - 1:+.1%} |")
-    return "\n".join(lines)
-
-
 def main(words: list[str]) -> None:
-    rows = []
     for one in CELLS:
-        about = one[0], one[1], "recomputed" if one[2] else "kept", str(one[3])
-        if words and not any(set(word.split("-")) <= set(about) for word in words):
+        if words and not any(set(word.split("-")) <= set(named(one)) for word in words):
             continue
         began = time.monotonic()
-        rows.append((one, cell(*one)))
-        print(
-            table(rows[-1:]).splitlines()[-1], f"{time.monotonic() - began:.0f} s", {name: rows[-1][1][name]["by_kind"] for name in ("predicted", "measured")}
-        )
-        sys.stdout.flush()
-        if not words:
-            write(rows)  # after each cell: what was measured stays if the rest is broken off
-    if words:
-        print(table(rows))
+        found = cell(*one)
+        predicted, measured = (found[name]["peak_memory"] for name in ("predicted", "measured"))
+        line = f"| {' | '.join(named(one))} | {predicted / 2**20:.1f} | {measured / 2**20:.1f} | {100 * (predicted / measured - 1):+.2f} % |"
+        print(line, f"{time.monotonic() - began:.0f} s", {name: found[name]["by_kind"] for name in ("predicted", "measured")}, flush=True)
+        write(line)
 
 
-def write(rows: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
-    """The table so far into the page, between its marks."""
+def named(one: tuple[str, str, bool, int]) -> tuple[str, ...]:
+    """A cell's first columns."""
+    return one[0], one[1], "recomputed" if one[2] else "kept", str(one[3])
+
+
+def write(line: str) -> None:
+    """A cell's row into the page's table, in the order of the cells; one of the same cell goes."""
     import torch
 
-    worst = max(abs(found["predicted"]["peak_memory"] / found["measured"]["peak_memory"] - 1) for _, found in rows)
-    head = f"`python tests/benchmarks/plan_grid.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, float32 on a CPU; "
-    head += f"{len(rows)} of {len(CELLS)} cells, the worst {worst:.1%} apart."
     text = PAGE.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{head}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    inside, _, after = rest.partition(END)
+    rows = {tuple(row.strip("| ").split(" | "))[:4]: row for row in [*inside.splitlines(), line] if row.startswith("| ")}
+    ordered = [rows[named(one)] for one in CELLS if named(one) in rows]
+    worst = max(abs(float(row.strip("| %").rsplit(" | ", 1)[1])) for row in ordered)
+    head = f"`python tests/benchmarks/plan_grid.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, float32 on a CPU; "
+    head += f"{len(ordered)} of {len(CELLS)} cells, the worst {worst:.2f} % apart."
+    columns = "| adapter | trainer | activations | tokens | predicted MiB | measured MiB | apart |\n|---|---|---|---|---|---|---|"
+    PAGE.write_text(f"{before}{BEGIN}\n\n{head}\n\n{columns}\n" + "\n".join(ordered) + f"\n\n{END}{after}", "utf-8")
 
 
 if __name__ == "__main__":
