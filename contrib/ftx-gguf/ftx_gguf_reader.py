@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata as metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,17 @@ COARSE = (0.95, 0.2)
 
 
 def read_gguf(file: Path, *, rounded: bool = False) -> Reader:
-    """What reads `file` here; `rounded`: it holds 8-bit weights."""
+    """What reads `file` here; `rounded`: it holds 8-bit weights. An installed llama.cpp that cannot be loaded is named."""
     bounds = COARSE if rounded else ROUNDED
-    return LlamaReader(file, bounds) if find_spec("llama_cpp") else read_with_transformers(file, bounds)
+    if not find_spec("llama_cpp"):
+        return read_with_transformers(file, bounds)
+    try:
+        importlib.import_module("llama_cpp")
+    except Exception as error:  # a library that is missing, or was built for another processor
+        reader = read_with_transformers(file, bounds)
+        reader.name += f" (the installed llama-cpp-python cannot be loaded: {first_line(error)})"
+        return reader
+    return LlamaReader(file, bounds)
 
 
 class LlamaReader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 
 import numpy
 import pytest
@@ -222,6 +224,14 @@ def test_transformers_reads_it_where_llama_cpp_does_not(tmp_path):
     probe = parity.ask(model, tokenizer, PROMPTS)
     reader = read_with_transformers(write_gguf(model, tokenizer, tmp_path / "model.gguf", "f16"))
     assert parity.agreement(reader, probe).share > 0.97 and parity.check_text(reader, probe, tokenizer)[2] == []
+
+
+def test_an_installed_llama_cpp_that_does_not_load(tmp_path, monkeypatch):
+    (tmp_path / "llama_cpp.py").write_text("raise OSError('libllama.so: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    reader = read_gguf(write_gguf(tiny_model(**SHAPE), tiny_tokenizer(merges=True), tmp_path / "model.gguf", "f16"))
+    assert re.fullmatch(r"transformers \S+ \(the installed llama-cpp-python cannot be loaded: libllama.so: cannot open\)", reader.name)
 
 
 @pytest.mark.full
