@@ -30,7 +30,9 @@ def stopped(tmp_path_factory, tiny):
 
     folder = tmp_path_factory.mktemp("drift")
     install(folder / "site", "acme-pairs", {"formatter:acme-pairs": "acme_pairs:Pairs"}, version="1.0", acme_pairs=PLUGIN)
-    (folder / "site" / "drifter.py").write_text("from toys import Head as Base\nfrom ftx import plugin\n\n\n@plugin\nclass Mine(Base):\n    'Trains the head.'\n")
+    (folder / "site" / "drifter.py").write_text(
+        "from toys import Head as Base\nfrom ftx import plugin\n\n\n@plugin\nclass Mine(Base):\n    'Trains the head.'\n"
+    )
     shutil.copytree(tiny, folder / "model")
     write_rows(folder / "train.jsonl", [{"q": f"what is {i}?", "a": f"it is {i}"} for i in range(12)])
     patch = pytest.MonkeyPatch()

@@ -41,6 +41,14 @@ def test_a_trace_finds_what_is_measured(shared, adapter, trainer, checkpointing,
         assert measured["by_kind"]["weights"] < 2 * own
 
 
+def test_what_else_the_process_holds_is_not_the_runs(shared):
+    planner, case, run, tokenizer = planned(shared)
+    alone = rehearse(case, run, like(case), tokenizer, planner.catalogue)
+    ballast = torch.ones(10_000_000)
+    beside = rehearse(case, run, like(case), tokenizer, planner.catalogue)
+    assert beside["peak_memory"] == pytest.approx(alone["peak_memory"], rel=0.001) and ballast.nbytes > 10 * alone["peak_memory"]
+
+
 @pytest.fixture(scope="module")
 def shared():
     from ftx.testing.runs import shared_model_dir

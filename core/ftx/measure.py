@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +39,14 @@ class Measured:
 
 
 @contextlib.contextmanager
-def measure(device: str = "cpu") -> Iterator[Measured]:
+def measure(device: str = "cpu", apart: Sequence[weakref.ref[torch.UntypedStorage]] = ()) -> Iterator[Measured]:
     """Measure a block: each storage counts once, with all its bytes, from its allocation until it is freed.
 
     On a CPU torch's profiler reports what the allocator gives and takes back, temporaries inside of operators and the
     backward pass included; it changes no result, in contrast to a dispatch mode, under which autograd no longer adds
     gradients in place. What stood before is found by the garbage collector (a saved activation of a graph that is older
     than the block is not). On CUDA it is `max_memory_allocated`, whose peak is reset at the beginning. Blocks cannot be
-    nested, nor stand inside another profiler's.
+    nested, nor stand inside another profiler's. On a CPU `apart` (of `bystanders`) does not count.
     """
     import torch
 
@@ -64,11 +64,14 @@ def measure(device: str = "cpu") -> Iterator[Measured]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its two lines on standard error at each start and stop
     freed: list[tuple[int, int]] = []
     watched = []
+    strange = {storage.data_ptr() for storage in [one() for one in apart] if storage is not None}
     for storage in live_storages("cpu"):
+        if storage.data_ptr() in strange:
+            continue
         size = storage.nbytes()
         found.start += size
         watched.append(weakref.finalize(storage, _note, freed, size))
-    del storage
+    storage = None  # this name must not keep one alive
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
     profiler.start()
     try:
@@ -101,6 +104,12 @@ def live_storages(device: str = "cpu") -> list[torch.UntypedStorage]:
                 if tensor is not None and tensor.device.type == device:
                     _add(tensor, found)
     return list(found.values())
+
+
+def bystanders() -> list[weakref.ref[torch.UntypedStorage]]:
+    """What is live now and none of what is measured later: `measure(apart=...)` leaves it out for as long as it lives."""
+    gc.collect()
+    return [weakref.ref(storage) for storage in live_storages("cpu")]
 
 
 def size_of(tensors: Iterable[Any]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class Peak(TrainerCallback):  # type: ignore[misc]
     random ones about ln n. The first step has no optimizer states yet, so the next one is measured whatever its length.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, apart: Sequence[Any] = ()) -> None:
+        self.run, self.apart = run, apart
         self.peak, self.about = 0, dict[str, Any]()
         self.longest = self.tokens = 0
         self.steps = list[tuple[float, int, bool]]()  # seconds, tokens with padding, whether measured
@@ -72,7 +72,7 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         if self.run.device == "cuda":
             return  # its allocator counts by itself
         try:
-            self.found = self.block.enter_context(measure())
+            self.found = self.block.enter_context(measure(apart=self.apart))
         except Exception as error:  # another profiler is at work, for one
             log.warning("memory is not measured: %s", error)
             self.working, self.block = False, None

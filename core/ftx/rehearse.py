@@ -16,6 +16,7 @@ from ftx.catalogue import Catalogue
 from ftx.errors import FtxError
 from ftx.hooks import Hooks
 from ftx.machine import said
+from ftx.measure import bystanders
 from ftx.peak import Peak
 from ftx.planning import TIMES, Case, Planner, with_options
 from ftx.recipe import Recipe, resolve
@@ -94,10 +95,11 @@ def rehearse(case: Case, run: Run, tokens: Dataset, tokenizer: Any, catalogue: C
     recipe, hooks = shortened(case, steps, catalogue)
     with tempfile.TemporaryDirectory(prefix="ftx-rehearsal-") as scratch:
         trial = trial_run(run, recipe, hooks, scratch)
+        apart = bystanders()  # what else the process holds is not the run's
         model = pipeline.load_base(hooks, catalogue, trial)
         pipeline.seed_everything(run.seed)
         model = hooks.call("adapt_model", model=model, run=trial)
-        peak = Peak(trial)
+        peak = Peak(trial, apart)
         peak.working = memory
         trainer = trainer_of(hooks, model, tokenizer, tokens, [peak, Stop(steps)], trial)
         try:
