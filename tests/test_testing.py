@@ -79,6 +79,7 @@ WRONG = [
     (FormatterContract, "test_it_gives_one_row_type", wrong.NoSource, "_file and _line must be kept"),
     (FormatterContract, "test_it_gives_one_row_type", wrong.NoRoles, "line 1: prompt holds {'content': '2 + 2?'}, which is no message"),
     (FormatterContract, "test_it_gives_the_same_rows_again", wrong.Unstable, "formatting the same rows again gives others"),
+    (FormatterContract, "test_it_writes_what_it_reads", wrong.WritesOtherRows, "a row that unformat_row wrote is read as another row"),
     (FormatterContract, "test_it_names_bad_rows", wrong.TakesAll, 'it takes the bad row {"q": "5 + 5?"}'),
     (FormatterContract, "test_it_names_bad_rows", wrong.NamesNoLine, "the error names no exam.jsonl:3: some row has no answer."),
     (QuantizerContract, "test_a_model_loads_with_it", wrong.QuantisesNothing, "no smaller than the plain one"),
@@ -296,7 +297,7 @@ class Acme:
     monkeypatch.syspath_prepend(str(tmp_path))
     result = ftx("plugins", "check", "acme-formats", "--json")
     # no help; a lost row, three times; a module that is not there
-    failed = {"status": "failed", "error": "acme-formats: 4 of 12 tests failed.", "remedy": "The report above says what each of them wants."}
+    failed = {"status": "failed", "error": "acme-formats: 4 of 13 tests failed.", "remedy": "The report above says what each of them wants."}
     assert result.exit_code == 1 and json.loads(result.stdout) == failed
     for words in ("n has no help", "lost or invented 1 rows", "formatter 'lost' (acme-formats 1.0) could not be loaded: No module named 'acme_lost'"):
         assert words in result.output

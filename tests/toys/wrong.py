@@ -354,6 +354,15 @@ class Pairs:
 
 
 @plugin
+class WritesOtherRows(Pairs):
+    """What it writes back is read as another row."""
+
+    @hookimpl
+    def unformat_row(self, row, run):
+        return {"q": row["prompt"], "a": row["completion"].upper() + "!"}
+
+
+@plugin
 class LosesARow(Pairs):
     """Drops the last row and says nothing."""
 
