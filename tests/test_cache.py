@@ -210,6 +210,7 @@ def test_many_rows_need_no_more_memory_than_few(tmp_path):
     print(f"10,000 rows: {few:.0f} MiB; 200,000 rows: {many:.0f} MiB")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_more_rows_need_no_more_memory(tmp_path):
     few, many = memory(tmp_path, 3_000), memory(tmp_path, 12_000)

@@ -115,7 +115,7 @@ def test_an_evaluator_does_not_change_the_weights(cli, toy_run, small, tmp_path)
     assert weights(tmp_path / "run") == weights(tmp_path / "judged")
 
 
-@pytest.mark.parametrize("at", [3, 5])
+@pytest.mark.parametrize("at", [3, pytest.param(5, marks=pytest.mark.full)])
 def test_killed_and_resumed_equals_never_stopped(process, toy_run, small, tmp_path, at):
     more = (
         "-o",

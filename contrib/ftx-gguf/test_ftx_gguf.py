@@ -206,6 +206,7 @@ def test_wrong_rules_are_found_out(tmp_path):
 # ---- a run ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_smollm2_as_f16(tmp_path):
     """The default model, moved at random: one file, read back by llama.cpp where it is installed, else by transformers."""
     run = finished_run(tmp_path / "smollm2 run", ROWS, adapter=Choice("lora", {"r": 4}), amount=0.02, model="smollm2")
