@@ -8,6 +8,9 @@ OTHER := $(patsubst %/,%,$(sort $(dir $(wildcard contrib/*/pyproject.toml))))
 # Always all of ours in one command: pip takes each from its directory and asks the index for none of them.
 LOCAL := $(foreach directory,$(OURS),-e ./$(directory))
 
+# A file's tests stay together: they share what they have trained. More than four workers would ask for more memory than many machines have.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo install test full lint bench bench-full docs wheels clean
 
 demo: install
@@ -16,10 +19,10 @@ demo: install
 install: $(VENV)/.ftx-installed
 
 test: $(VENV)/.ftx-testable
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 full: $(VENV)/.ftx-fully-testable
-	$(BIN)/python -m pytest --full
+	$(BIN)/python -m pytest $(WORKERS) --full
 
 lint: $(VENV)/.ftx-testable
 	$(BIN)/ruff check .

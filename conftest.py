@@ -8,6 +8,9 @@ import pytest
 
 # before anything imports huggingface_hub, which reads it once
 os.environ["HF_HUB_OFFLINE"] = "1"
+# before anything imports torch, which reads it once: workers beside each other share the cores, and so do the processes that they start
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

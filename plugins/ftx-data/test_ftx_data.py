@@ -193,16 +193,16 @@ def test_options_of_both_sides(tmp_path):
 
 
 def test_a_formatter_without_the_reverse_hook_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "reads_only.py").write_text(
         "from ftx import format_rows, hookimpl, plugin\n\n@plugin\nclass Mine:\n    '''Reads only.'''\n\n    @hookimpl\n"
         "    def format_dataset(self, dataset, run):\n        return format_rows(dataset, lambda row: {'text': row['a']}, run)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     file = put(tmp_path / "rows.jsonl", [{"a": "b"}])
     assert "cannot write rows: it has no unformat_row." in refused(
-        "convert", file, "--from", "mine:Mine", "--to", "mine:Mine", "--output", tmp_path / "x.jsonl"
+        "convert", file, "--from", "reads_only:Mine", "--to", "reads_only:Mine", "--output", tmp_path / "x.jsonl"
     )
-    assert data("convert", file, "--from", "mine:Mine", "--to", "text", "--output", tmp_path / "x.jsonl")["written"] == 1
+    assert data("convert", file, "--from", "reads_only:Mine", "--to", "text", "--output", tmp_path / "x.jsonl")["written"] == 1
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz"])
