@@ -20,8 +20,6 @@ COMMANDS = {
     "eval": "Evaluate a finished run again, base and tuned.",
     "report": "Write and open the page of a run, or one that compares several.",
     "export": "Hand a finished run on in another form, read back and checked.",
-    "chat": "Talk to a finished run: its tuned model, its base, or both.",
-    "generate": "Write a finished run's answers to a file of prompts.",
     "models": "List recommended models, and which fit this machine.",
     "plugins": "List, describe, scaffold and examine plugins.",
     "doctor": "Look at the environment and at each installed plugin's needs.",

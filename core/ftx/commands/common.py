@@ -71,21 +71,6 @@ def given_recipe(recipe: str | None, assignments: tuple[str, ...], given: dict[s
     return merge(content, given, assignments)
 
 
-def voice_options(command: Any) -> Any:
-    """--temperature, --seed, --raw, --dtype, --device: what `chat` and `generate` share."""
-    for option in reversed(
-        [
-            click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, metavar="T", help="0 is greedy (default); above it answers are sampled."),
-            click.option("--seed", type=int, metavar="N", help="Seed of sampling (default: the run's)."),
-            click.option("--raw", is_flag=True, help="Prompts are text to continue, not a user's turn."),
-            click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of the base model (default: the run's)."),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where it runs (default: the run's)."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
 class Result:
     """What --json prints at the end."""
 

@@ -15,17 +15,31 @@ import time
 from pathlib import Path
 
 import pytest
-from support import read_rows, write_rows
 
 from ftx.catalogue import Catalogue
-from ftx.chat import Conversation, clean, save_row
 from ftx.console import Console
 from ftx.errors import DataError, ModelError, RecipeError, RowError
 from ftx.generate import Generate
-from ftx.testing import ftx
-from ftx.voices import Voices, newest_run, stream
+from ftx.testing import ftx, tiny_model_dir
+from ftx_chat_conversation import Conversation, clean, save_row
+from ftx_chat_voices import Voices, newest_run, stream
 
 QUESTIONS = ["what is 3?", "what is 17?", "who are you?"]
+
+
+def write_rows(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def read_rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A tiny model directory."""
+    return tiny_model_dir(tmp_path_factory.mktemp("tiny"))
 
 
 def trained(folder: Path, tiny: Path, adapter: str, *more: str) -> Path:
@@ -316,7 +330,9 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(run, terminal, tmp_path, monk
     screen.wait(r"base: .{10}")  # the random model goes on for two thousand tokens
     screen.type("\x03")
     screen.wait(r"\(stopped\).*base> ")
-    screen.type("half a li\x03")
+    screen.type("half a li")
+    screen.wait("half a li")  # Ctrl-C throws away what has not been read yet, and readline would wait for it
+    screen.type("\x03")
     screen.wait(r"Ctrl-D or /quit leaves.*base> ")
     screen.type("/save\n")  # what it had said is a turn of the conversation
     screen.wait(r"saved to .*base> ")

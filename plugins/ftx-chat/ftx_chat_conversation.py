@@ -15,7 +15,7 @@ from ftx.errors import DataError, FtxError, RowError, did_you_mean
 from ftx.hooks import Hooks
 from ftx.models import cache_directory
 from ftx.run import Run
-from ftx.voices import Voices
+from ftx_chat_voices import Voices
 
 #: Narrower terminals get base and tuned one below the other.
 SIDE_BY_SIDE = 60

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
 
-PHASES = ("base", "tuned")
-
 
 class Voices:
     """A run's base and tuned model over one set of weights.
