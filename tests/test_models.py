@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftx import models
+from ftx.device import best_dtype, pick_device
 from ftx.errors import ModelError
 from ftx.testing.tiny import tiny_model_dir
 
@@ -101,7 +102,7 @@ def test_weights_are_the_dequantised_ones_to_the_bit(cache):
 
 def test_it_answers(cache):
     path = models.resolve("smollm2")
-    tokenizer, model = models.load_tokenizer(path), models.load_model(path, dtype=models.best_dtype("cpu"), device="cpu")
+    tokenizer, model = models.load_tokenizer(path), models.load_model(path, dtype=best_dtype("cpu"), device="cpu")
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
@@ -362,25 +363,32 @@ def test_fingerprint_of_a_big_file_samples_both_ends(tmp_path):
 
 
 def test_device_and_dtype(monkeypatch):
-    assert models.pick_device("cpu") == "cpu"
-    for name, expected in [("avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx512_f", torch.float32)]:
+    assert pick_device("cpu") == "cpu"
+    slower, faster = {torch.float32: 1.0, torch.bfloat16: 2.0}, {torch.float32: 1.0, torch.bfloat16: 0.5}
+    for name, measured, expected in [
+        ("avx512_bf16", faster, torch.bfloat16),
+        ("amx_bf16", faster, torch.bfloat16),
+        ("avx512_bf16", slower, torch.float32),  # a capability that is claimed and emulated
+        ("avx512_f", faster, torch.float32),
+    ]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
-        assert models.best_dtype("cpu") == expected
+        monkeypatch.setattr("ftx.device._seconds", measured.get)
+        assert best_dtype("cpu") == expected
     for capability, expected in [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
-        assert models.best_dtype("cuda") == expected
+        assert best_dtype("cuda") == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_gpu():
-    assert models.pick_device("auto") == "cpu"
+    assert pick_device("auto") == "cpu"
     with pytest.raises(ModelError) as caught:
-        models.pick_device("cuda")
+        pick_device("cuda")
     assert str(caught.value) == "no CUDA device can be used here.\nUse --device cpu, or a torch built for your GPU: ftx doctor"
 
 
 @pytest.mark.gpu
 def test_on_a_gpu(model_dir):
-    assert models.pick_device("auto") == "cuda"
-    model = models.load_model(model_dir, dtype=models.best_dtype("cuda"), device="cuda")
+    assert pick_device("auto") == "cuda"
+    model = models.load_model(model_dir, dtype=best_dtype("cuda"), device="cuda")
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}

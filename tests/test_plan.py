@@ -382,7 +382,7 @@ def test_what_is_no_size(text):
 
 
 def test_the_dtype_without_torch_is_that_with_it():
-    from ftx.models import best_dtype
+    from ftx.device import best_dtype
 
     assert compute_bytes("auto", "cpu") == best_dtype("cpu").itemsize
 

@@ -68,10 +68,10 @@ def _python() -> list[str]:
 def _torch() -> list[str]:
     import torch
 
-    from ftx import models
+    from ftx.device import best_dtype, pick_device
 
-    device = models.pick_device("auto")
-    dtype = str(models.best_dtype(device)).removeprefix("torch.")
+    device = pick_device("auto")
+    dtype = str(best_dtype(device)).removeprefix("torch.")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     return [f"ok: torch {torch.__version__} on {device} ({name}), --dtype auto is {dtype}"]
 
@@ -109,10 +109,10 @@ def _bfloat16() -> list[str]:
     """A product in bfloat16 and in float32, compared and timed: what a capability list says need not hold."""
     import torch
 
-    from ftx import models
+    from ftx.device import best_dtype, pick_device
 
-    device = models.pick_device("auto")
-    chosen = models.best_dtype(device) is torch.bfloat16
+    device = pick_device("auto")
+    chosen = best_dtype(device) is torch.bfloat16
     size = 2048 if device == "cuda" else 512
     a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(seed)).to(device) for seed in (0, 1))
     try:
@@ -150,10 +150,10 @@ def _attention() -> list[str]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    from ftx import models
+    from ftx.device import best_dtype, pick_device
 
-    device = models.pick_device("auto")
-    dtype = models.best_dtype(device)
+    device = pick_device("auto")
+    dtype = best_dtype(device)
     query = torch.randn(1, 4, 128, 64, device=device, dtype=dtype)
     extra = "; the package flash-attn is not needed" if metadata_version("flash-attn") is None else ""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ftx.errors import OptionError
 
 UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-#: CPU flags of processors that multiply bfloat16 in fact (see ftx.models.best_dtype).
+#: CPU flags of processors that multiply bfloat16 in fact (see ftx.device.best_dtype).
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -95,7 +95,7 @@ def compute_bytes(dtype: str, device: str) -> int:
     try:
         flags = set(re.split(r"\s+", Path("/proc/cpuinfo").read_text("utf-8", errors="replace")))
     except OSError:
-        from ftx.models import best_dtype
+        from ftx.device import best_dtype
 
         return int(best_dtype(device).itemsize)
     return 2 if flags & BF16_FLAGS else 4

@@ -347,31 +347,6 @@ def _sample(file: Path, digest: Any, pieces: int = 64, length: int = 65536) -> N
             digest.update(stream.read(length))
 
 
-# ---- Hardware
-
-
-def pick_device(device: str) -> str:
-    """`auto`, `cpu` or `cuda` -> `cpu` or `cuda`; ModelError where there is no GPU to pick."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("no CUDA device can be used here.", "Use --device cpu, or a torch built for your GPU: ftx doctor")
-    return device
-
-
-def best_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the hardware computes in it (GPUs since Ampere; CPUs with AVX512-BF16, AMX or Arm's BF16: elsewhere it
-    is emulated, slower than float32); float16 on older GPUs; else float32."""
-    import torch
-
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """transformers without its progress bars and load reports; what matters in them is checked by the caller."""

@@ -17,6 +17,7 @@ from ftx import models
 from ftx.catalogue import Catalogue
 from ftx.checkpoints import sync
 from ftx.console import Console, PlainFormatter, score_table
+from ftx.device import best_dtype, pick_device
 from ftx.drift import heed_drift
 from ftx.errors import REFUSED, FtxError, Interrupted, PluginError, RecipeError, RunError, first_line
 from ftx.evaluate import compare_phases, evaluate_phase
@@ -153,8 +154,8 @@ def open_run(recipe: Recipe, hooks: Hooks, console: Console) -> Run:
             raise RecipeError(f"{recipe.start}: no run with a trained model.", "Give the directory of a finished run.")
         models.refuse_pickles(start.model)
     path = start.model if start else models.resolve(recipe.model, console.say, code=recipe.trusts_model)
-    device = models.pick_device(recipe.device)
-    dtype = models.best_dtype(device) if recipe.dtype == "auto" else getattr(__import__("torch"), recipe.dtype)
+    device = pick_device(recipe.device)
+    dtype = best_dtype(device) if recipe.dtype == "auto" else getattr(__import__("torch"), recipe.dtype)
     return Run(
         recipe=recipe,
         ledger=Ledger(skip_bad_rows=recipe.skip_bad_rows),

@@ -46,11 +46,11 @@ def beside(planner: Planner, case: Case, console: Console, *, traced: bool, meas
     """What `ftx plan --trace` and `--measure` add: the peak by the other way, the speed of this machine, each printed and as --json has it."""
     import torch
 
-    from ftx import models
+    from ftx.device import best_dtype
     from ftx.speed import remember
 
     machine, found = planner.machine, dict[str, Any]()
-    dtype = getattr(torch, case.recipe.dtype, None) or (torch.bfloat16 if machine.device == "cuda" else models.best_dtype("cpu"))
+    dtype = getattr(torch, case.recipe.dtype, None) or (torch.bfloat16 if machine.device == "cuda" else best_dtype("cpu"))
     run = replace(planner.run, recipe=case.recipe, hooks=case.hooks, dtype=dtype, model_path=planner.config)
     tokenizer = tokenizer_of(planner.config)
     if traced:

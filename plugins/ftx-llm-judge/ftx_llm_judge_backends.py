@@ -292,11 +292,12 @@ class LocalModel:
 
     def __init__(self, name: str, run: Run) -> None:
         from ftx import models
+        from ftx.device import best_dtype
         from ftx.generate import Generate
 
         path = models.resolve(name, run.say)
         self._tokenizer = models.load_tokenizer(path)
-        self._generate: Any = Generate(models.load_model(path, dtype=models.best_dtype(run.device), device=run.device), self._tokenizer)
+        self._generate: Any = Generate(models.load_model(path, dtype=best_dtype(run.device), device=run.device), self._tokenizer)
         self._ready: dict[Request, Answer] = {}
         self._lock = threading.Lock()
 

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from ftx.models import best_dtype
+from ftx.device import best_dtype
 
 #: SmolLM2-135M: layers, hidden, intermediate, key and value width, vocabulary; the rank of the benchmark.
 LAYERS, HIDDEN, INNER, KEYS, VOCABULARY, RANK = 30, 576, 1536, 192, 49152, 16
