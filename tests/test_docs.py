@@ -268,7 +268,8 @@ def test_recipes_md_has_every_key_with_its_default_and_option():
 
 
 def test_data_md_has_the_file_kinds_and_row_types():
-    from ftx.data import ROW_TYPES, SUFFIXES
+    from ftx.data import ROW_TYPES
+    from ftx.files import SUFFIXES
 
     assert {*SUFFIXES, ".gz"} <= keys_of(section(page("data.md"), "Files"))
     rows = {named(row[0])[0]: tuple(name for name in named(row[1])) for row in table(section(page("data.md"), "Row types"))}

@@ -237,17 +237,18 @@ def test_archives_are_no_data(cli, toy_run, tmp_path):
 
 
 def test_a_gzip_bomb_is_refused(cli, toy_run, tmp_path, monkeypatch):
-    from ftx import data
+    from ftx import files
+    from ftx.data import read_dataset
 
-    monkeypatch.setattr(data, "UNPACKED", 1 << 20)
+    monkeypatch.setattr(files, "UNPACKED", 1 << 20)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b'{"q": "' + b"a" * (4 << 20) + b'", "a": "b"}\n'))
     result = cli(*toy_run("--data", tmp_path / "bomb.jsonl.gz"))
     assert result.exit_code == 2 and "unpacks to more than" in result.stderr, result.output
     rows = [{"q": f"question {i} {'words ' * 50}", "a": "answer"} for i in range(5000)]
     fine = write_rows(tmp_path / "fine.jsonl", rows)
     (tmp_path / "fine.jsonl.gz").write_bytes(gzip.compress(fine.read_bytes()))
-    assert (tmp_path / "fine.jsonl.gz").stat().st_size * data.RATIO > fine.stat().st_size > 1 << 20
-    assert len(data.read_dataset(str(tmp_path / "fine.jsonl.gz"), Ledger())) == 5000
+    assert (tmp_path / "fine.jsonl.gz").stat().st_size * files.RATIO > fine.stat().st_size > 1 << 20
+    assert len(read_dataset(str(tmp_path / "fine.jsonl.gz"), Ledger())) == 5000
 
 
 # ---- YAML ----------------------------------------------------------------------------------------------------------

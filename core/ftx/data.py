@@ -1,22 +1,14 @@
-"""Reading files into rows, formatting them, and the row types."""
+"""The rows of a run's data: read, formatted, and their types."""
 
 from __future__ import annotations
 
-import csv
-import datetime
-import decimal
-import gzip
-import io
-import itertools
-import json
-import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftx.errors import DataError, RowError, first_line
-from ftx.readers import sources
+from ftx.files import SUFFIXES, data_files, rows_of, suffix
+from ftx.readers import Source, sources
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,13 +24,6 @@ ROW_TYPES: dict[str, tuple[str, ...]] = {
     "conversation": ("messages",),
     "text": ("text",),
 }
-#: Where a row came from; formatters and trainers carry these columns along where they can. `_part` numbers the rows of a source that gives several.
-SOURCE_COLUMNS = ("_file", "_line", "_part")
-#: What a .gz file may unpack to: bytes, or times its own size if that is more. Text shrinks to a tenth, seldom to a fiftieth.
-UNPACKED, RATIO = 1 << 30, 100
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-#: Characters of a .json file that are read at once.
-PIECE = 1 << 20
 
 
 def row_type(columns: Iterable[str]) -> str | None:
@@ -50,75 +35,51 @@ def row_type(columns: Iterable[str]) -> str | None:
 def read_dataset(reference: str, ledger: Ledger) -> Dataset:
     """A file, a directory of files, FILE:NAME (see ftx.readers) or a hub id -> its rows, each with `_file` and `_line`.
 
-    JSON and CSV are parsed here and not by `datasets`: its readers name no line, turn dates and the text "None" into
+    JSON and CSV are parsed by ftx and not by `datasets`: its readers name no line, turn dates and the text "None" into
     other types, and drop keys that the first row lacks. Nested columns are kept as JSON, so that no key is invented.
     Raises DataError for what cannot be read; with `ledger.skip_bad_rows` such a row becomes a ledger entry.
     """
-    from ftx.columns import Rows
-
-    rows = Rows()
-    if sources(reference) is not None:
-        for row in read_rows(reference, ledger):
-            rows.add(row)
-        return rows.dataset()
-    path = Path(reference).expanduser()
-    if not path.exists():
+    if sources(reference) is None and not Path(reference).expanduser().exists():
         return _read_hub(reference, ledger)
-    files = data_files(path)
-    for file in files:
-        before = len(rows)
-        for row in _read_file(file, ledger):
-            rows.add(row)
-        if len(rows) == before and not any(entry.file == str(file) for entry in ledger.entries):
-            raise DataError(f"{file}: the file has no rows.", "Give a file with at least one row.")
-    if not len(rows):
-        raise DataError(
-            f"{path}: no row can be used; all {len(ledger.entries)} are in the ledger.", "Mend the file: its rows are not in a form that can be read."
-        )
-    return rows.dataset()
+    return to_dataset(read_rows(reference, ledger))
 
 
 def read_rows(reference: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
     """The rows of `read_dataset` one by one, never all in memory. DataError where there is no row."""
-    for source in sources(reference) or []:
-        for row in read_rows(source.reference, ledger):
-            file, line = row.pop("_file"), row.pop("_line")
-            try:
-                yield {**source.convert(row), "_file": file, "_line": line}
-            except RowError as error:
-                if not ledger.skip_bad_rows:
-                    raise bad_row(file, line, str(error)) from error
-                ledger.add(file, line, str(error), "dropped")
-    if sources(reference) is not None:
-        return
-    path = Path(reference).expanduser()
-    if not path.exists():
+    used = False
+    for row in _rows(reference, ledger):
+        used = True
+        yield row
+    if not used:
+        problem = f"{reference}: no row can be used; all {len(ledger.dropped())} are in the ledger."
+        raise DataError(problem, "Mend the file: its rows are not in a form that can be read.")
+
+
+def _rows(reference: str, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    found, path = sources(reference), Path(reference).expanduser()
+    if found is not None:
+        for source in found:
+            yield from _converted(source, ledger)
+    elif path.exists():
+        for file in data_files(path):
+            yield from _read_file(file, ledger)
+    else:
         yield from _read_hub(reference, ledger)
-        return
-    for file in data_files(path):
-        empty = True
-        for row in _read_file(file, ledger):
-            empty = False
-            yield row
-        if empty and not any(entry.file == str(file) for entry in ledger.entries):
-            raise DataError(f"{file}: the file has no rows.", "Give a file with at least one row.")
 
 
-def data_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(f for f in path.iterdir() if _suffix(f) in SUFFIXES and not f.name.startswith("."))
-    if not files:
-        raise DataError(f"{path}: the directory holds no data file.", f"Put {', '.join(SUFFIXES)} files there, or name one.")
-    return files
-
-
-def _suffix(file: Path) -> str:
-    return Path(file.stem).suffix.lower() if file.suffix.lower() == ".gz" else file.suffix.lower()
+def _converted(source: Source, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    for row in _rows(source.reference, ledger):
+        file, line = row.pop("_file"), row.pop("_line")
+        try:
+            yield {**source.convert(row), "_file": file, "_line": line}
+        except RowError as error:
+            if not ledger.skip_bad_rows:
+                raise bad_row(file, line, str(error)) from error
+            ledger.add(file, line, str(error), "dropped")
 
 
 def _read_hub(reference: str, ledger: Ledger) -> Dataset:
-    if reference.count("/") != 1 or reference.startswith((".", "/", "~")) or _suffix(Path(reference)) in SUFFIXES:
+    if reference.count("/") != 1 or reference.startswith((".", "/", "~")) or suffix(Path(reference)) in SUFFIXES:
         raise DataError(f"{reference}: no such file or directory.", "Check the path, or give a dataset's hub id as owner/name.")
     import datasets
 
@@ -134,234 +95,22 @@ def _read_hub(reference: str, ledger: Ledger) -> Dataset:
 
 
 def _read_file(file: Path, ledger: Ledger) -> Iterator[dict[str, Any]]:
-    readers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    suffix = _suffix(file)
-    if suffix not in readers:
-        raise DataError(f"{file}: cannot read a '{suffix or file.name}' file.", f"Use one of {', '.join(SUFFIXES)} (.gz is read too).")
-    try:
-        last = 0
-        for begins, row in readers[suffix](file):
-            line = last = max(begins, last + 1)  # rows of a list may share a line: each has a number of its own
-            ledger.count()
-            problem = row if isinstance(row, str) else _fault(row)
-            if problem is None:
-                yield {**row, "_file": str(file), "_line": line}  # type: ignore[dict-item]
-            elif ledger.skip_bad_rows:
-                ledger.add(str(file), line, problem, "dropped")
-            else:
-                raise bad_row(str(file), line, problem)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be read ({first_line(error)}).", "Check the file and its permissions.") from error
-
-
-def _open(file: Path) -> Any:
-    return io.BufferedReader(_Unpacked(file)) if file.suffix.lower() == ".gz" else file.open("rb")
-
-
-class _Unpacked(io.RawIOBase):
-    """The content of a .gz file, as long as it is no more than UNPACKED bytes or RATIO times the file: a bomb is 1,000 times."""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.inner, self.count = file, gzip.GzipFile(file), 0
-        self.most = max(UNPACKED, RATIO * file.stat().st_size)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self.inner.readinto(buffer)
-        self.count += count
-        if self.count > self.most:
-            raise DataError(f"{self.file}: unpacks to more than {self.most:,} bytes, which no text does.", "Unpack it by hand, if you know what it is.")
-        return count
-
-    def close(self) -> None:
-        self.inner.close()
-        super().close()
+    empty = True
+    for line, row in rows_of(file):
+        empty = False
+        ledger.count()
+        if isinstance(row, dict):
+            yield {**row, "_file": str(file), "_line": line}
+        elif ledger.skip_bad_rows:
+            ledger.add(str(file), line, row, "dropped")
+        else:
+            raise bad_row(str(file), line, row)
+    if empty:
+        raise DataError(f"{file}: the file has no rows.", "Give a file with at least one row.")
 
 
 def bad_row(file: str, line: int, problem: str) -> DataError:
     return DataError(f"{file}:{line}: {problem}.", "Mend the row, or drop such rows into the ledger with --skip-bad-rows.")
-
-
-def _whole_text(file: Path) -> str:
-    with _open(file) as stream:
-        raw = stream.read()
-    try:
-        return str(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}:{line}: not valid UTF-8.", "Save the file as UTF-8.") from error
-
-
-def _object(value: Any) -> dict[str, Any] | str:
-    return value if isinstance(value, dict) else f"a row must be a JSON object, this is {_kind(value)}"
-
-
-def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with _open(file) as stream:
-        for line, data in enumerate(stream, start=1):
-            data = (data.removeprefix(b"\xef\xbb\xbf") if line == 1 else data).removesuffix(b"\n")
-            if not data.strip():
-                continue
-            try:
-                yield line, _object(json.loads(data.decode("utf-8")))
-            except UnicodeDecodeError:
-                yield line, "not valid UTF-8"
-            except (ValueError, RecursionError) as error:
-                yield line, f"not valid JSON ({_json_problem(error)})"
-
-
-def _json_array(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """A list of objects; each row's line is where its object starts. Where the file is no such list, or ends otherwise,
-    it is read again as a whole by the parser that can tell what is wrong and where."""
-    with _open(file) as stream:
-        first = next((line for line in stream if line.strip()), b"")
-        more = any(line.strip() for line in stream) if first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else False
-    if more and _is_object(first):
-        yield from _json_lines(file)  # JSON lines under another name: a common habit
-        return
-    for given, row in enumerate(_json_pieces(file)):
-        if row is None:
-            yield from itertools.islice(_json_array_exactly(file), given, None)
-        else:
-            yield row
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _json_pieces(file: Path) -> Iterator[tuple[int, dict[str, Any] | str] | None]:
-    """The objects of a list, read a piece of the file at a time; None at the end where anything is not as it should be."""
-    decoder, text, at, line, counted, ended, expected = json.JSONDecoder(), "", 0, 1, 0, False, "["
-    with io.TextIOWrapper(_open(file), encoding="utf-8-sig", newline="") as stream:
-        while True:
-            at = _skip(text, at)
-            value, end = None, at
-            if at < len(text) and expected == "row" and text[at] != "]":
-                try:
-                    value, end = decoder.raw_decode(text, at)
-                except (ValueError, RecursionError):
-                    end = len(text)  # it may go on in the next piece
-            if end >= len(text):
-                if ended:
-                    break
-                line, counted = line + text.count("\n", counted, at), 0
-                try:
-                    piece = stream.read(max(PIECE, len(text) - at))
-                except UnicodeDecodeError:
-                    break
-                text, at, ended = text[at:] + piece, 0, not piece
-            elif expected == "end":
-                break
-            elif value is not None or (expected == "row" and text[at] != "]"):
-                line, counted = line + text.count("\n", counted, at), at
-                yield line, _object(value)
-                at, expected = end, ","
-            elif text[at] == "]" and expected != "[":
-                at, expected = at + 1, "end"
-            elif text[at] == expected:
-                at, expected = at + 1, "row"
-            else:
-                break
-    if expected != "end" or at < len(text):
-        yield None
-
-
-def _json_array_exactly(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    text = _whole_text(file)
-    decoder, at = json.JSONDecoder(), _skip(text, 0)
-    if at < len(text) and text[at] != "[":
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}:{_line_of(text, at, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file.") from error
-        if _skip(text, end) < len(text) and isinstance(value, dict):
-            yield from _json_lines(file)
-            return
-        raise DataError(
-            f"{file}: a .json data file must hold a list of rows, this holds {_kind(value)}.", "Wrap the rows in [ ], or write one row a line as .jsonl."
-        )
-    at, line, counted = _skip(text, at + 1), 1, 0
-    while at < len(text) and text[at] != "]":
-        line += text.count("\n", counted, at)
-        counted = at
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{file}:{_line_of(text, at, error)}: not valid JSON ({_json_problem(error)}).", "Mend the file: what follows this place cannot be read."
-            ) from error
-        yield line, _object(value)
-        at = _skip(text, at)
-        if at < len(text) and text[at] == ",":
-            at = _skip(text, at + 1)
-        elif at < len(text) and text[at] != "]":
-            raise DataError(f"{file}:{text.count(chr(10), 0, at) + 1}: not valid JSON (a comma is missing between rows).", "Mend the file.")
-    end = _skip(text, at + 1)
-    if end < len(text):
-        raise DataError(f"{file}:{text.count(chr(10), 0, end) + 1}: not valid JSON (something follows the list).", "Put all rows into one list.")
-    if text.strip() and at >= len(text):
-        raise DataError(f"{file}:{text.count(chr(10)) + 1}: not valid JSON (the list is not closed).", "Mend the file: it seems to be cut off.")
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Every cell is text, as it stands: no "NA" becomes a missing value, no "01" a number."""
-    csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 128 KiB; long documents are fine
-    stream = io.TextIOWrapper(_open(file), encoding="utf-8-sig", newline="")
-    reader = csv.reader(stream, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) < len(header):
-            raise DataError(f"{file}:1: two columns have the same name.", "Give each column its own name.")
-        line = reader.line_num + 1
-        for cells in reader:
-            if cells:
-                yield (
-                    line,
-                    dict(zip(header, cells, strict=True))
-                    if len(cells) == len(header)
-                    else f"{len(cells)} cell{'s'[: len(cells) != 1]} under {len(header)} columns",
-                )
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error}).", "Mend the file: quotes must be closed and doubled inside.") from error
-    except UnicodeDecodeError:
-        _whole_text(file)  # says where
-        raise
-    finally:
-        stream.close()
-
-
-def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with _open(file) as stream:
-            number = itertools.count(1)
-            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    yield next(number), _as_json(row)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file}: not a Parquet file that can be read ({first_line(error)}).", "Write it again.") from error
-
-
-def _as_json(value: Any) -> Any:
-    """Parquet's own types as JSON has them: dates in ISO form, decimals as their digits, maps and lists of them too."""
-    if isinstance(value, dict):
-        return {key: _as_json(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(one) for one in value]
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    return str(value) if isinstance(value, decimal.Decimal) else value
 
 
 def to_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
@@ -378,8 +127,9 @@ def format_rows(dataset: Dataset, convert: Callable[[dict[str, Any]], Any], run:
     """Apply `convert` to each row and collect what it returns: one row, or a list of rows.
 
     `convert` gets the row without `_file` and `_line` and raises RowError for one that does not fit: an error that
-    names file and line, or a ledger entry with `--skip-bad-rows`. The result keeps `_file` and `_line`. An empty list
-    is a row that gave nothing: refused in the same way, because nothing is dropped in silence.
+    names file and line, or a ledger entry with `--skip-bad-rows`. The result keeps `_file` and `_line`; `_part` numbers
+    the rows of a source that gives several. An empty list is a row that gave nothing: refused in the same way, because
+    nothing is dropped in silence.
     """
 
     def each(rows: list[dict[str, Any]]) -> Iterator[Any]:
@@ -422,46 +172,3 @@ def format_batches(dataset: Dataset, convert: Callable[[list[dict[str, Any]]], I
     if not len(made):
         raise DataError("the formatter used no row; all are in the ledger.", "Is it the right formatter? `ftx plugins` lists them.")
     return made.dataset()
-
-
-def _fault(value: Any, field: str = "") -> str | None:
-    """What a row holds that is no JSON, or that no file and no tokenizer can hold, and in which field."""
-    if isinstance(value, dict):
-        return next((fault for key, one in value.items() if (fault := _fault(key, "a key") or _fault(one, f"{field}.{key}" if field else str(key)))), None)
-    if isinstance(value, list):
-        return next((fault for at, one in enumerate(value) if (fault := _fault(one, f"{field}[{at}]"))), None)
-    if isinstance(value, str):
-        return None if value.isascii() or _encodes(value) else f"field '{field}' holds half a character (an unpaired surrogate)"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"field '{field}' is {value}"
-    if not isinstance(value, int | float | None):
-        return f"field '{field}' holds {type(value).__name__}, which is neither text, number, list nor object"
-    return None
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _line_of(text: str, at: int, error: Exception) -> int:
-    return error.lineno if isinstance(error, json.JSONDecodeError) else text.count("\n", 0, at) + 1
-
-
-def _json_problem(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number with thousands of digits"
-
-
-def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
