@@ -6,7 +6,7 @@ import pytest
 
 from ftx.audit import Finding, audit_tokens, described, gate, overlap
 from ftx.data import to_dataset
-from ftx.encode import IGNORE, encode_row, encode_text
+from ftx.encode import IGNORE, encode_row
 from ftx.errors import DataError
 from ftx.testing import make_run, tiny_tokenizer
 
@@ -35,7 +35,7 @@ GOOD = [chat(f"what is {i}?", f"it is {i}") for i in range(6)]
 def through(dataset, tokenizer, split: str = "train", **recipe):
     """What the gate lets through, the run, and the figures."""
     run = make_run(**recipe)
-    findings, figures = audit_tokens(dataset, split, tokenizer, run)
+    findings, figures = audit_tokens(dataset, tokenizer, run)
     return gate(dataset, split, [("core", finding) for finding in findings], run), run, figures
 
 
@@ -142,7 +142,7 @@ def test_a_missing_end_token(tokenizer):
 
 
 def test_an_end_token_that_is_there_but_not_supervised(tokenizer):
-    one = encode_text("question", "a long enough answer", tokenizer)
+    one = encode_row({"prompt": "question", "completion": "a long enough answer"}, tokenizer)
     rows = [{"input_ids": one.input_ids, "labels": [*one.labels[:-1], IGNORE], "cut": 0, "_file": "d", "_line": 1}]
     assert "without its end token" in refusal(to_dataset(rows), tokenizer).problem
 
@@ -163,7 +163,7 @@ def test_all_refusals_are_listed_at_once(tokenizer):
 
 
 def test_pairs_are_looked_at_on_both_sides(tokenizer):
-    good, other, bad = (encode_text("q", answer, tokenizer) for answer in ("a good answer", "a bad answers", ""))
+    good, other, bad = (encode_row({"prompt": "q", "completion": answer}, tokenizer) for answer in ("a good answer", "a bad answers", ""))
     row = {"chosen_input_ids": good.input_ids, "chosen_labels": good.labels, "_file": "p.jsonl"}
     rows = [
         {**row, "rejected_input_ids": other.input_ids, "rejected_labels": other.labels, "_line": 1},
@@ -176,7 +176,7 @@ def test_pairs_are_looked_at_on_both_sides(tokenizer):
 
 def test_a_pair_of_equal_answers(tokenizer):
     """A formatter may let one through, and truncation may make one."""
-    one = encode_text("q", "a good answer", tokenizer)
+    one = encode_row({"prompt": "q", "completion": "a good answer"}, tokenizer)
     row = {f"{side}_{what}": getattr(one, what) for side in ("chosen", "rejected") for what in ("input_ids", "labels")}
     error = refusal(to_dataset([{**row, "_file": "p.jsonl", "_line": 3}]), tokenizer)
     assert error.problem == "train data has a chosen answer equal to the rejected one in 1 row: p.jsonl:3"
@@ -193,7 +193,7 @@ def test_a_token_across_the_border_of_an_answer():
     model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     pairs = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")
     rows = [("is it? ", "yes"), ("is it?", " yes"), ("is it? ", "no")]
-    made = [encode_text(prompt, answer, pairs) for prompt, answer in rows]
+    made = [encode_row({"prompt": prompt, "completion": answer}, pairs) for prompt, answer in rows]
     assert [one.crossed for one in made] == [1, 0, 0]
     dataset = to_dataset([{**vars(one), "_file": "d.jsonl", "_line": line} for line, one in enumerate(made, start=1)])
     kept, run, figures = through(dataset, pairs)

@@ -317,9 +317,9 @@ def test_data_md_has_every_finding_of_the_gate():
         {"input_ids": [a, a, a], "labels": [no, a, a], "cut": 0},
         {"input_ids": [bos, bos, a, end], "labels": [no, no, a, end], "cut": 0},
     ]
-    findings, _ = audit_tokens(to_dataset(rows), "train", tiny_tokenizer(), make_run())
+    findings, _ = audit_tokens(to_dataset(rows), tiny_tokenizer(), make_run())
     equal = {f"{side}_{what}": [a, end] for side in ("chosen", "rejected") for what in ("input_ids", "labels")}
-    findings += audit_tokens(to_dataset([equal]), "train", tiny_tokenizer(), make_run())[0]
+    findings += audit_tokens(to_dataset([equal]), tiny_tokenizer(), make_run())[0]
     assert all(finding.refuse for finding in findings)
     documented = [row[0] for row in table(section(page("data.md"), "The gate"))]
     assert documented == [*(finding.what for finding in findings), "rows that stand in the training data"]
@@ -345,7 +345,7 @@ def test_audit_md_says_what_refuses_and_what_warns():
     refused: dict[bool, dict[str, bool]] = {}
     for allowed in (False, True):
         run = make_run(allow_truncation=allowed)
-        found = [finding for one in (rows, [equal]) for finding in audit_tokens(to_dataset(one), "train", tiny_tokenizer(), run)[0]]
+        found = [finding for one in (rows, [equal]) for finding in audit_tokens(to_dataset(one), tiny_tokenizer(), run)[0]]
         refused[allowed] = {finding.what: finding.refuse for finding in found}
     documented = {row[0]: row[1] for row in table(section(page("audit.md"), "What the core finds"))}
     assert set(documented) == {*refused[False], *refused[True], "rows that stand in the training data"}

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from ftx.encode import (
     IGNORE,
     Encoded,
-    encode_messages,
     encode_row,
-    encode_text,
     end_tokens,
     prompt_text,
     question_and_reference,
@@ -68,7 +66,7 @@ def test_every_answer_of_a_conversation_is_supervised(tokenizer):
 def test_answers_in_the_prompt_are_not_supervised(tokenizer):
     prompt = [says("user", "a"), says("assistant", "one"), says("user", "b")]
     assert supervised(encode_row({"prompt": prompt, "completion": [says("assistant", "two")]}, tokenizer), tokenizer) == "two<|im_end|>\n"
-    assert supervised(encode_messages(prompt, tokenizer, first=2), tokenizer) == ""
+    assert supervised(encode_row({"prompt": prompt, "completion": []}, tokenizer), tokenizer) == ""
 
 
 def test_text_that_looks_like_the_template_is_only_text(tokenizer):
@@ -98,15 +96,15 @@ def test_what_is_supervised_is_what_was_answered(contents):
     tokenizer = tokenizer_once()
     messages = [says("user" if i % 2 else "assistant", text) for i, text in enumerate(contents)]
     answers = "".join(f"{m['content']}<|im_end|>\n" for m in messages if m["role"] == "assistant")
-    assert supervised(encode_messages(messages, tokenizer), tokenizer) == answers
+    assert supervised(encode_row({"messages": messages}, tokenizer), tokenizer) == answers
 
 
 def test_an_answer_that_begins_the_conversation(tokenizer):
     """With a template that writes a system turn of its own in front, as many do."""
     turns = [says("assistant", "hello"), says("user", "hi"), says("assistant", "bye")]
-    assert supervised(encode_messages(turns, tokenizer), tokenizer) == "hello<|im_end|>\nbye<|im_end|>\n"
+    assert supervised(encode_row({"messages": turns}, tokenizer), tokenizer) == "hello<|im_end|>\nbye<|im_end|>\n"
     greeting = with_template("{{ '<|im_start|>system\nbe good<|im_end|>\n' }}" + tokenizer.chat_template)
-    assert supervised(encode_messages(turns, greeting), greeting) == "hello<|im_end|>\nbye<|im_end|>\n"
+    assert supervised(encode_row({"messages": turns}, greeting), greeting) == "hello<|im_end|>\nbye<|im_end|>\n"
 
 
 # ---- templates -----------------------------------------------------------------------------------------------------
@@ -125,17 +123,17 @@ def test_a_template_that_is_not_prefix_stable_is_refused():
     tokenizer = with_template(forgetful + "{% if add_generation_prompt %}assistant:{% endif %}")
     turns = [says("user", "q"), says("assistant", "long"), says("user", "r"), says("assistant", "b")]
     with pytest.raises(RowError) as error:
-        encode_messages(turns, tokenizer)
+        encode_row({"messages": turns}, tokenizer)
     assert str(error.value) == "the chat template renders message 2 differently when more follows, so its answer cannot be found in the text"
-    assert supervised(encode_messages(turns[:2], tokenizer), tokenizer) == "long\n", "one answer is fine"
+    assert supervised(encode_row({"messages": turns[:2]}, tokenizer), tokenizer) == "long\n", "one answer is fine"
     with pytest.raises(RowError, match="renders message 2 differently"):
-        encode_messages(turns[:2], with_template("{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"))
+        encode_row({"messages": turns[:2]}, with_template("{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"))
 
 
 def test_what_a_template_refuses_is_a_row_error():
     strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('Conversation must start\nwith a user') }}{% endif %}"
     with pytest.raises(RowError) as error:
-        encode_messages([says("system", "x"), says("assistant", "y")], with_template(strict))
+        encode_row({"messages": [says("system", "x"), says("assistant", "y")]}, with_template(strict))
     assert str(error.value) == "the chat template refuses the row (Conversation must start)"
 
 
@@ -194,7 +192,7 @@ def test_plain_text_ends_with_the_end_token(tokenizer):
 
 
 def test_an_end_token_that_the_text_has_is_not_doubled(tokenizer):
-    encoded = encode_text("Q", "A<|im_end|>", tokenizer)
+    encoded = encode_row({"prompt": "Q", "completion": "A<|im_end|>"}, tokenizer)
     assert whole(encoded, tokenizer) == "QA<|im_end|>" and supervised(encoded, tokenizer) == "A<|im_end|>"
 
 
@@ -209,7 +207,7 @@ def adding(template: str):
 
 def test_an_end_token_that_the_tokenizer_adds_is_supervised_and_not_doubled():
     tokenizer = adding("<|im_start|> $A <|im_end|>")
-    encoded = encode_text("Q", "A", tokenizer)
+    encoded = encode_row({"prompt": "Q", "completion": "A"}, tokenizer)
     assert whole(encoded, tokenizer) == "<|im_start|>QA<|im_end|>" and supervised(encoded, tokenizer) == "A<|im_end|>"
 
 
@@ -224,7 +222,7 @@ def test_a_tokenizer_without_an_end_token_is_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"the tokenizer has no end-of-sequence token\."):
-        encode_text("a", "b", tokenizer)
+        encode_row({"prompt": "a", "completion": "b"}, tokenizer)
 
 
 def test_a_token_across_the_border_belongs_to_the_answer():
@@ -235,13 +233,13 @@ def test_a_token_across_the_border_belongs_to_the_answer():
     merging = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "c"), ("a", "b")]))
     merging.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=merging, eos_token="<e>")
-    encoded = encode_text("ab", "c", tokenizer)
+    encoded = encode_row({"prompt": "ab", "completion": "c"}, tokenizer)
     assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == ["a", "bc", "<e>"]
     assert encoded.labels == [IGNORE, vocabulary["bc"], vocabulary["<e>"]]
 
 
 def test_bytes_of_one_character_are_all_supervised(tokenizer):
-    encoded = encode_text("ß", "😀é", tokenizer)
+    encoded = encode_row({"prompt": "ß", "completion": "😀é"}, tokenizer)
     assert supervised(encoded, tokenizer) == "😀é<|im_end|>" and sum(label == IGNORE for label in encoded.labels) == 2
 
 
@@ -253,7 +251,7 @@ def test_an_empty_answer_is_only_its_end(tokenizer):
 
 
 def test_truncation_counts_what_it_loses(tokenizer):
-    encoded = encode_text("12345", "67890", tokenizer)
+    encoded = encode_row({"prompt": "12345", "completion": "67890"}, tokenizer)
     assert encoded.truncated(None) is encoded and encoded.truncated(11) is encoded
     cut = encoded.truncated(8)
     assert (len(cut.input_ids), len(cut.labels), cut.cut) == (8, 8, 3) and supervised(cut, tokenizer) == "678"

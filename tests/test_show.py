@@ -9,7 +9,7 @@ from rich.console import Console as Rich
 
 from ftx.console import Console
 from ftx.data import to_dataset
-from ftx.encode import IGNORE, encode_row, encode_text
+from ftx.encode import IGNORE, encode_row
 from ftx.show import pieces, show_rows
 from ftx.testing import tiny_tokenizer
 
@@ -63,7 +63,7 @@ def test_as_many_rows_as_asked_for_and_both_sides_of_a_pair(tokenizer):
     rows = [encoded(tokenizer, line=line) for line in range(1, 6)]
     assert printed(rows, tokenizer, 2).count("-- d.jsonl:") == 2 and printed(rows, tokenizer, 9).count("-- d.jsonl:") == 5
     assert printed(rows, tokenizer, 0) == ""
-    one = encode_text("q", "a", tokenizer)
+    one = encode_row({"prompt": "q", "completion": "a"}, tokenizer)
     pair = {f"{side}_{what}": getattr(one, what) for side in ("chosen", "rejected") for what in ("input_ids", "labels")}
     assert [line for line in printed([pair], tokenizer).splitlines() if line.startswith("--")] == [
         "-- row 1, chosen: 3 tokens, 2 supervised",

@@ -44,7 +44,7 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def audit_tokens(dataset: Dataset, split: str, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[list[Finding], dict[str, Any]]:
+def audit_tokens(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Run) -> tuple[list[Finding], dict[str, Any]]:
     """Look at every encoded row of a split: the findings of the core, and the figures for audit.json."""
     import numpy
 

@@ -85,16 +85,6 @@ def as_messages(part: str | Messages, role: str) -> Messages:
     return [{"role": role, "content": part}] if isinstance(part, str) else list(part)
 
 
-def encode_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, first: int = 0, tools: Any = None) -> Encoded:
-    """A conversation as `render_messages` has it, in tokens."""
-    return tokenised([render_messages(messages, tokenizer, first=first, tools=tools)], tokenizer)[0]
-
-
-def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Plain text as `render_text` has it, in tokens."""
-    return tokenised([render_text(prompt, completion, tokenizer)], tokenizer)[0]
-
-
 def render_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, first: int = 0, tools: Any = None) -> Rendered:
     """A conversation with every assistant turn from index `first` on supervised, its end-of-turn token included.
 

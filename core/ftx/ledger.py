@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-#: What can become of a row that is not used as it came. `cut`: a part of it is lost, an end of an answer or one of the rows that it gives.
-ACTIONS = ("dropped", "cut", "repaired")
-
 
 @dataclass(frozen=True)
 class Entry:
-    """One source row not used as it came. `line` counts from 1; `action` is `dropped`, `cut` or `repaired`."""
+    """One source row not used as it came. `line` counts from 1; `action` is `dropped`, `cut` (a part of it is lost: an end
+    of an answer, or one of the rows that it gives) or `repaired`."""
 
     file: str
     line: int

@@ -47,14 +47,14 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
         run.ledger.begin(name)
         made = once(reference, hooks, tokenizer, run)
         rows, tokens = made.rows, made.tokens
-        own, figures = audit.audit_tokens(tokens, name, tokenizer, run)
+        own, figures = audit.audit_tokens(tokens, tokenizer, run)
         findings = [("core", finding) for finding in own]
         encoded = _behind(rows, tokens)
         train_rows = splits["train"].rows if name == "eval" else None
         for author, more in hooks.each("audit_dataset", dataset=tokens, rows=encoded, train_rows=train_rows, split=name, run=run):
             findings += [(author, finding) for finding in more or []]
         kept = audit.gate(tokens, name, findings, run)
-        splits[name] = Split(_matching(rows, tokens, kept), kept)
+        splits[name] = Split(_matching(rows, kept), kept)
         counts = account(name, kept, run)
         report[name] = {**figures, "source_rows": counts, "findings": [audit.described(author, finding, tokens) for author, finding in findings]}
         lengths = "/".join(str(figures["length"][share]) for share in ("p5", "p50", "p95", "max"))
@@ -250,7 +250,7 @@ def _behind(rows: Dataset, tokens: Dataset) -> Dataset:
     return columns.kept(rows, mask)
 
 
-def _matching(rows: Dataset, tokens: Dataset, kept: Dataset) -> Dataset:
+def _matching(rows: Dataset, kept: Dataset) -> Dataset:
     """The formatted rows behind the encoded ones that are kept."""
     if not _have_sources(rows, kept):
         return rows

@@ -210,10 +210,3 @@ def trial_run(run: Run, recipe: Recipe, hooks: Hooks, scratch: str) -> Run:
 
 def trainer_of(hooks: Hooks, model: Any, tokenizer: Any, tokens: Dataset, callbacks: list[Any], run: Run) -> Any:
     return hooks.call("make_trainer", model=model, tokenizer=tokenizer, train_dataset=tokens, eval_dataset=None, callbacks=callbacks, run=run)
-
-
-def longest_rows(tokens: Dataset, count: int) -> Dataset:
-    """The `count` longest rows, the longest first."""
-    columns = [name for name in tokens.column_names if name.endswith("input_ids")]
-    lengths = [max(len(row[name]) for name in columns) for row in tokens.select_columns(columns)]
-    return tokens.select(sorted(range(len(lengths)), key=lambda number: -lengths[number])[:count])

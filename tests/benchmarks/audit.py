@@ -46,7 +46,7 @@ def main() -> None:
         return result
 
     tokens = timed(f"encoding {count:,} rows (for comparison)", lambda: format_batches(train, encode, run))
-    timed("core: tokens", lambda: audit_tokens(tokens, "train", tokenizer, run))
+    timed("core: tokens", lambda: audit_tokens(tokens, tokenizer, run))
     timed("core: equal rows", lambda: overlap(train, evaluation))
     timed("observer: training rows", lambda: Audit().audit_dataset(rows=train, train_rows=None, split="train", run=run))
     timed(f"observer: {len(evaluation):,} evaluation rows", lambda: Audit().audit_dataset(rows=evaluation, train_rows=train, split="eval", run=run))
