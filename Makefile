@@ -8,8 +8,8 @@ OTHER := $(patsubst %/,%,$(sort $(dir $(wildcard contrib/*/pyproject.toml))))
 # Always all of ours in one command: pip takes each from its directory and asks the index for none of them.
 LOCAL := $(foreach directory,$(OURS),-e ./$(directory))
 
-# A file's tests stay together: they share what they have trained. More than four workers would ask for more memory than many machines have.
-WORKERS := -n auto --maxprocesses 4 --dist loadfile
+# A file's tests stay together, for they share what they have trained, and the long ones of tests/ begin first. More than four workers would ask for more memory than many machines have.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo install test full lint bench bench-full docs wheels clean
 

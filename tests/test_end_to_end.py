@@ -30,9 +30,9 @@ def questions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory, process_of_module, questions) -> Path:
-    """Ten real steps of 16 rows."""
+    """Ten real steps of 8 rows."""
     output = tmp_path_factory.mktemp("lora") / "run"
-    steps = ("-o", "trainer.max_steps=10", "-o", "trainer.per_device_train_batch_size=16", "-o", "trainer.gradient_accumulation_steps=1")
+    steps = ("-o", "trainer.max_steps=10", "-o", "trainer.per_device_train_batch_size=8", "-o", "trainer.gradient_accumulation_steps=1")
     done = process_of_module(*arguments(output, "lora", "--eval-data", str(questions), *steps, "-o", "trainer.logging_steps=1"))
     assert done.returncode == 0, done.stderr
     return output

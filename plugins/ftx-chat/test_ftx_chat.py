@@ -268,6 +268,7 @@ class Terminal:
     def __init__(self, *words: str, columns: int = 100) -> None:
         self.pid, self.file = pty.fork()
         if not self.pid:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and so would all that it starts
             os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TERM="xterm", COLUMNS=str(columns), LINES="40")
             os.execv(sys.executable, [sys.executable, "-m", "ftx", "chat", *words])
         self.seen = ""
