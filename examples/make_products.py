@@ -2,7 +2,8 @@
 
     python examples/make_products.py [DIRECTORY]
 
-The same seed gives the same bytes. No product stands in both files. Most offers hold other numbers (a quantity, a
+The same seed gives the same bytes. No product stands in both files, and no 13 words in a row of
+a question do. Most offers hold other numbers (a quantity, a
 rating, a date, an old price, a shipping fee), often before the price, so that copying the first number is no answer.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -98,8 +100,22 @@ def make() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     things = [" ".join(thing.split()) for thing in THINGS.split(",")]
     names = [f"{kind} {thing}" for kind in KINDS for thing in things]
     draw = random.Random(SEED)
-    rows = [offer(name, draw) for name in draw.sample(names, TRAIN + TEST)]
-    return rows[:TRAIN], rows[TRAIN:]
+    names = draw.sample(names, TRAIN + TEST)
+    train = [offer(name, draw) for name in names[:TRAIN]]
+    known = set().union(*map(runs_of_words, train))
+    return train, [_unlike(known, name, draw) for name in names[TRAIN:]]
+
+
+def runs_of_words(row: dict[str, str], length: int = 13) -> set[tuple[str, ...]]:
+    """All runs of 13 words in a row's question: the usual measure of a test question that stands in the training data."""
+    words = re.findall(r"\w+", f"{row['instruction']} {row['input']}".lower())
+    return {tuple(words[at : at + length]) for at in range(len(words) - length + 1)}
+
+
+def _unlike(known: set[tuple[str, ...]], name: str, draw: random.Random) -> dict[str, str]:
+    while runs_of_words(row := offer(name, draw)) & known:
+        pass
+    return row
 
 
 def main(directory: Path) -> None:

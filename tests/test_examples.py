@@ -128,3 +128,8 @@ def test_snips_data(tmp_path):
         for value in answer["slots"].values():
             assert all(one in row["input"] for one in (value if isinstance(value, list) else [value]))
     assert set(intents.values()) == {300} and len(intents) == 7
+
+
+def test_the_demos_data_give_the_audit_nothing_to_warn_of(cli):
+    planned = cli("plan", EXAMPLES / "recipes" / "quickstart.yaml", "--force")
+    assert planned.exit_code == 0 and "warning" not in planned.output, planned.output
