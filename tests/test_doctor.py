@@ -13,6 +13,7 @@ from venvs import Environment, built
 
 from ftx import doctor
 from ftx.catalogue import Catalogue
+from ftx.machine import memory, this_machine
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,10 @@ def test_only_what_is_a_default_fails(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     failing = GOOD.format(name="Good").replace("Good is here", "no engine; buy one").replace('"ok: ', '"failure: ')
     assert "failure: no engine" in failing, "GOOD must have a check_environment that says ok"
-    install(tmp_path, "one", {"adapter:lora": "doc_one:Good", "quantizer:nf9": "doc_one:Good"}, doc_one=failing)
+    install(tmp_path, "one", {"adapter:lora": "doc_one:Good", "quantizer:nf9": "doc_one:Good", "observer:audit": "doc_one:Good"}, doc_one=failing)
     found = doctor._plugins(Catalogue(points_in(tmp_path)))
     assert "failure: adapter lora: no engine; buy one" in found and "warning: quantizer nf9: no engine; buy one" in found
+    assert "failure: observer audit: no engine; buy one" in found, "a run without `observers` takes it"
 
 
 def test_a_misspelt_group_is_found(tmp_path, monkeypatch):
@@ -88,6 +90,28 @@ def test_versions_are_held_against_requirements_and_the_tested_ones(tmp_path, mo
     assert any(line.startswith("warning: ftx-sft needs trl") and "it is not installed" in line for line in found)
     (other,) = [line for line in found if "other versions" in line]
     assert "rich 14.9 (tested: " in other and "torch" not in other
+
+
+def test_memory_is_that_of_the_container_without_its_cached_files(tmp_path):
+    free, total = memory(tmp_path / "none")
+    assert free is not None and free < total
+    files = {"memory.max": f"{3 << 30}\n", "memory.current": f"{2 << 30}\n", "memory.stat": f"anon 5\ninactive_file {1536 << 20}\nactive_file 7\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert memory(tmp_path) == (min(free, 2560 << 20), 3 << 30)
+    (tmp_path / "memory.current").write_text(f"{5 << 30}\n")
+    assert memory(tmp_path) == (0, 3 << 30), "a group may stand over its limit for a moment"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory(tmp_path)[1] == total
+    (tmp_path / "memory.max").write_text(f"{total * 2}\n")
+    assert memory(tmp_path)[1] == total
+
+
+def test_a_plan_and_the_doctor_ask_the_same_memory(monkeypatch):
+    monkeypatch.setattr("ftx.machine.memory", lambda: (3 << 30, 8 << 30))
+    monkeypatch.setattr(doctor, "memory", lambda: (3 << 30, 8 << 30))
+    assert this_machine("cpu").memory == 3 << 30
+    assert doctor._memory() == ["warning: 3.0 GiB of 8.0 GiB of memory free; close other programs, or take a smaller micro-batch: ftx plan"]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -25,7 +25,8 @@ from packaging.version import InvalidVersion, Version
 from ftx import __version__
 from ftx.catalogue import KINDS, STAGES, Catalogue, load
 from ftx.errors import FtxError, first_line
-from ftx.recipe import DEFAULTS
+from ftx.machine import memory
+from ftx.recipe import DEFAULTS, OBSERVERS
 
 #: Bytes below which a disk or the memory is a warning: the default model and a checkpoint of a small run take less.
 LITTLE_DISK, LITTLE_MEMORY = 5 * 2**30, 4 * 2**30
@@ -250,23 +251,6 @@ def _memory() -> list[str]:
     return [f"ok: {_gib(free)}{of} of memory free"]
 
 
-def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory that are free and in all: the machine's, or the container's where that is less."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
-        free, total = (int(lines[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
-    except (OSError, KeyError, ValueError):
-        return None, None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))
-        statistics = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text("ascii").splitlines())
-        used -= int(statistics.get("inactive_file", 0))  # what the kernel gives back when it is asked
-    except (OSError, ValueError):  # no container, or none with a limit
-        return free, total
-    return (min(free, limit - used), limit) if limit < total else (free, total)
-
-
 def _hub() -> list[str]:
     """Whether the hub answers; asked only where it is not switched off."""
     from huggingface_hub import constants
@@ -305,7 +289,7 @@ def _gib(size: int | None) -> str:
 def _plugins(catalogue: Catalogue) -> list[str]:
     lines = []
     for (stage, name), count in Counter((entry.stage, entry.name) for entry in catalogue.entries).items():
-        bad = "failure" if DEFAULTS.get(stage) == name else "warning"
+        bad = "failure" if DEFAULTS.get(stage) == name or (stage == "observer" and name in OBSERVERS) else "warning"
         if count > 1:
             origins = " and ".join(e.origin for e in catalogue.entries if (e.stage, e.name) == (stage, name))
             lines.append(f"{bad}: two {stage}s are called '{name}' ({origins}); uninstall one")

@@ -15,6 +15,8 @@ from ftx.errors import OptionError
 UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 #: CPU flags of processors that multiply bfloat16 in fact (see ftx.device.best_dtype).
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+#: Where Linux says what the control group of this process may have.
+GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def this_machine(device: str = "auto") -> Machine:
     if found:
         name, size = found[0]
         return Machine("cuda", size, True, name)
-    return Machine("cuda" if device == "cuda" else "cpu", None if device == "cuda" else free_memory(), True)
+    return Machine("cuda" if device == "cuda" else "cpu", None if device == "cuda" else memory()[0], True)
 
 
 @functools.cache
@@ -67,23 +69,25 @@ def gpus() -> list[tuple[str, int]]:
     return found
 
 
-def free_memory() -> int | None:
-    """Bytes that a new process can have: what the system calls available, within the limit of the control group; None if unknown."""
+def memory(group: Path = GROUP) -> tuple[int | None, int | None]:
+    """Bytes of memory that are free and in all: the machine's, or those of its control group (a container's) where they are
+    less. Where a system says only how much there is, that is free too; None: unknown."""
     try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text("ascii").splitlines())
+        free, total = (int(lines[key].split()[0]) << 10 for key in ("MemAvailable", "MemTotal"))
+    except (OSError, KeyError, ValueError):
         try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (ValueError, OSError):
-            return None
-    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith("kB")}
-    free = sizes.get("MemAvailable", sizes.get("MemFree", 0))
-    group = Path("/sys/fs/cgroup")
+            return None, None
+        return total, total
     try:
-        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
-        return min(free, max(0, int(limit) - int(used))) if limit.isdigit() else free
-    except (OSError, ValueError):
-        return free
+        limit, used = (int((group / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+        used -= int(statistics.get("inactive_file", 0))  # cached files, which the kernel gives back when it is asked
+    except (OSError, ValueError):  # no group, or none with a limit
+        return free, total
+    return min(free, max(0, limit - used)), min(total, limit)
 
 
 def compute_bytes(dtype: str, device: str) -> int:
