@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -85,6 +86,35 @@ def test_several_broken_ones(copy):
     assert [json.loads(line)["step"] for line in copy.metrics.read_text().splitlines()][-1] == 2
     cut(copy.checkpoints / "checkpoint-2" / "trainer_state.json")
     assert rewind(copy, said.append) is None and "trainer_state.json has" in said[-1]
+
+
+@pytest.mark.parametrize("name", [MARKER, "optimizer.pt"])
+def test_what_cannot_be_read_is_not_taken_for_broken(copy, cli, monkeypatch, name):
+    """A disk that fails for a moment, or a right that is missing, says nothing of the checkpoint: nothing is deleted."""
+    from ftx import checkpoints
+
+    broken = copy.checkpoints / "checkpoint-5" / "scheduler.pt"
+    flip(broken)
+    unreadable = copy.checkpoints / "checkpoint-4" / name
+    if name == MARKER:
+        unreadable.rename(copy.path / "marker")
+        unreadable.mkdir()
+    else:
+        usual = checkpoints.digest
+
+        def failing(file):
+            if file == unreadable:
+                raise OSError(errno.EIO, "Input/output error", str(file))
+            return usual(file)
+
+        monkeypatch.setattr(checkpoints, "digest", failing)
+    before = sorted(copy.path.rglob("*")), copy.metrics.read_bytes()
+    result = cli("resume", copy.path)
+    assert result.exit_code == 2, result.output
+    assert f"{unreadable} cannot be read (" in result.stderr and "Nothing was deleted." in result.stderr
+    assert "is not used" not in result.output
+    assert set(before[0]) <= set(copy.path.rglob("*")) and copy.metrics.read_bytes() == before[1]
+    assert step_of(whole_checkpoints(copy)[0]) == 2
 
 
 def test_a_torn_line_of_metrics_is_cut_off(copy):

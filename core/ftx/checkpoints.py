@@ -10,6 +10,7 @@ from pathlib import Path
 
 import xxhash
 
+from ftx.errors import Refused
 from ftx.run import RunDir, write_lines, write_text
 
 #: In every checkpoint that is whole; written last. File -> its bytes and its digest.
@@ -48,13 +49,14 @@ def digest(file: Path) -> str:
 
 
 def fault(checkpoint: Path, *, thorough: bool = False) -> str | None:
-    """Why a checkpoint does not count, or None. `thorough` reads every byte, else the sizes are compared."""
+    """Why a checkpoint does not count, or None. `thorough` reads every byte, else the sizes are compared. OSError for one that
+    cannot be looked at now: that says nothing of what is in it."""
     try:
         about = json.loads((checkpoint / MARKER).read_text("utf-8"))
         expected = {name: (one["bytes"], one["xxh3_128"]) for name, one in about.items()}
     except FileNotFoundError:
         return "it was not finished"
-    except (ValueError, TypeError, KeyError, AttributeError, OSError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return f"its {MARKER} cannot be read"
     for name, (size, wanted) in expected.items():
         file = checkpoint / name
@@ -65,8 +67,6 @@ def fault(checkpoint: Path, *, thorough: bool = False) -> str | None:
                 return f"{name} is damaged: its bytes are not those that were written"
         except FileNotFoundError:
             return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -77,7 +77,14 @@ def checkpoints(directory: RunDir) -> list[Path]:
 
 def whole_checkpoints(directory: RunDir) -> list[Path]:
     """The checkpoints that count, oldest first: marked, and every file there with the size that was marked."""
-    return [path for path in checkpoints(directory) if fault(path) is None]
+    return [path for path in checkpoints(directory) if _counts(path)]
+
+
+def _counts(checkpoint: Path) -> bool:
+    try:
+        return fault(checkpoint) is None
+    except OSError:
+        return False
 
 
 def prune(directory: RunDir, keep: int, best: str | None = None) -> None:
@@ -99,13 +106,20 @@ def step_of(checkpoint: Path) -> int:
 
 def rewind(directory: RunDir, say: Callable[[str], None] = print) -> Path | None:
     """Go back to the newest checkpoint that is whole to the last byte: what came behind it (broken checkpoints, metrics) is
-    taken away, and `say` gets a line for each that is not used and why."""
-    good = None
+    taken away, and `say` gets a line for each that is not used and why. Refused, with nothing taken away, if one cannot be read:
+    it may be whole."""
+    good, broken = None, dict[Path, str]()
     for checkpoint in reversed(checkpoints(directory)):
-        why = fault(checkpoint, thorough=True)
+        try:
+            why = fault(checkpoint, thorough=True)
+        except OSError as error:
+            problem = f"{error.filename or checkpoint} cannot be read ({error.strerror}), so nothing says whether {checkpoint.name} is whole."
+            raise Refused(problem, f"Nothing was deleted. Make it readable, or delete {checkpoint} to go on from the one before.") from error
         if why is None:
             good = checkpoint
             break
+        broken[checkpoint] = why
+    for checkpoint, why in broken.items():
         say(f"{checkpoint.name} is not used: {why}.")
         remove(checkpoint)
     step = step_of(good) if good else 0

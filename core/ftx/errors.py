@@ -54,6 +54,12 @@ class RunError(FtxError):
     status = FAILED
 
 
+class Refused(RunError):
+    """A run that cannot go on, and of which nothing was changed."""
+
+    status = REFUSED
+
+
 class Interrupted(FtxError):
     """The user stopped the run; it can be resumed."""
 
