@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from shelf import install
 
 from ftx import activations
 from ftx.catalogue import Catalogue
@@ -240,6 +241,35 @@ def test_an_8_bit_optimizer_comes_last():
     _, _, advice = settle(planner("qwen2.5-3b", 40), asked("qwen2.5-3b", "full"))
     assert "optim=adamw_8bit" in advice[-1].option
     assert not any("quantizer" in change.option for change in advice), "full fine-tuning refuses packed weights"
+
+
+BROKEN = """
+from ftx import hookimpl, plugin
+
+
+@plugin
+class Broken:
+    \"\"\"A plugin that cannot be asked about memory.\"\"\"
+
+    @hookimpl
+    def memory_use(self, shape, run):
+        raise ZeroDivisionError("no such thing")
+"""
+
+
+def test_a_broken_plugin_that_nobody_named_is_left_out_and_logged(tmp_path, monkeypatch, caplog):
+    hooks = {"quantizer": ["quantization_config(self, run)"], "adapter": ["adapt_model(self, model, run)", "save_adapted(self)", "load_adapted(self)"]}
+    code = {f"bad_{stage}": BROKEN + "".join(f"\n    @hookimpl\n    def {name}: ...\n" for name in names) for stage, names in hooks.items()}
+    install(tmp_path, "bad", {f"{stage}:aaa": f"bad_{stage}:Broken" for stage in hooks}, **code)
+    monkeypatch.syspath_prepend(tmp_path)
+    small = planner("llama-3.1-8b", 13)
+    assert "aaa" in small.catalogue.names("quantizer")
+    _, _, advice = settle(small, asked("llama-3.1-8b", "lora"))
+    assert "--quantizer nf4" in [change.option for change in advice]
+    assert "quantizer aaa is not advised: ZeroDivisionError: no such thing" in caplog.text
+    content = json.loads(run("models", "--device-memory", "12GB", "--json").stdout)
+    assert all("qlora" in one["adapters"] and "aaa" not in one["adapters"] for one in content["models"].values())
+    assert caplog.text.count("adapter aaa is left out: ZeroDivisionError: no such thing") == 1
 
 
 def test_shorter_rows_say_how_many_they_cut():

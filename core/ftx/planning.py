@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftx.authoring import declared
 from ftx.catalogue import Catalogue
-from ftx.errors import FtxError
+from ftx.errors import FtxError, first_line
 from ftx.hooks import Hooks
 from ftx.machine import Machine, compute_bytes, said
 from ftx.plan import Prediction, largest_batch, predict, steps_of
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ftx.run import Run
+
+log = logging.getLogger("ftx")
 
 MICRO, TIMES, AGAIN, LENGTH = "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_length"
 #: Lengths are tried in multiples of this, and none below SHORTEST is advised.
@@ -232,6 +235,9 @@ def _quantized(planner: Planner, case: Case) -> Change | None:
             if planner.machine.here and any(reasons for _, reasons in one.hooks.each("preflight", run=run)):
                 continue
         except FtxError:
+            continue
+        except Exception as error:  # nobody named it, so a run does not fail for it
+            log.warning("quantizer %s is not advised: %s: %s", name, type(error).__name__, first_line(error))
             continue
         if one.prediction.needed < case.prediction.needed and one.prediction.shape.trains_base is False:
             found.append((one.prediction.needed, name, one))

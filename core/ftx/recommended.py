@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ftx.catalogue import Catalogue
-from ftx.errors import FtxError
+from ftx.errors import FtxError, first_line
 from ftx.foresight import CONFIGS, machine_of
 from ftx.ledger import Ledger
 from ftx.machine import said
@@ -18,6 +19,8 @@ from ftx.shape import read_shape
 
 if TYPE_CHECKING:
     from ftx.console import Console
+
+log = logging.getLogger("ftx")
 
 #: Tokens of the one row that a forward pass holds in this table.
 LENGTH = 512
@@ -40,12 +43,11 @@ def says_memory(catalogue: Catalogue, adapter: str) -> bool:
 def list_models(catalogue: Catalogue, console: Console, device_memory: str | None = None) -> dict[str, Any]:
     """Print the table; the same as `--json` has it."""
     machine = machine_of(merge({}, {}), device_memory)
-    adapters, found = catalogue.names("adapter"), {}
+    adapters = [name for name in catalogue.names("adapter") if says_memory(catalogue, name)]
+    found: dict[str, dict[str, Any]] = {}
     for name, about in recommended().items():
         needs: dict[str, dict[str, Any]] = {}
-        for adapter in adapters:
-            if not says_memory(catalogue, adapter):
-                continue
+        for adapter in list(adapters):
             wanted = with_options(merge({}, {"model": name, "adapter": adapter, "device": machine.device}), **{MICRO: 1, AGAIN: True})
             try:
                 recipe, hooks = resolve(wanted, catalogue)
@@ -53,6 +55,10 @@ def list_models(catalogue: Catalogue, console: Console, device_memory: str | Non
                 planner = Planner(catalogue, run, machine, CONFIGS / name)
                 case = planner.case(wanted, length=LENGTH)
             except FtxError:  # an adapter that is not whole, or that needs an option
+                continue
+            except Exception as error:  # nobody named it, so the table does without
+                log.warning("adapter %s is left out: %s: %s", adapter, type(error).__name__, first_line(error))
+                adapters.remove(adapter)
                 continue
             needs[adapter] = {"memory": case.prediction.peak_memory, "fits": planner.fits(case)}
         found[name] = {"parameters": read_shape(CONFIGS / name).parameters, **about, "adapters": needs}
