@@ -120,7 +120,7 @@ def test_magnitudes_stay_float32_on_a_bfloat16_base(tmp_path):
     assert (logits(merged) - tuned).abs().max() < 0.05 * tuned.abs().max()
 
 
-@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
 def test_starts_from_the_base(init, tmp_path):
     run, plugin, base = a_run(), DoRA(r=4, init=init), tiny_model()
     untouched, start = copy.deepcopy(base), logits(base)

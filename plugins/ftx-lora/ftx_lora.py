@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ftx import Run
     from ftx.shape import Shape
 
-#: Initialisations that move a part of the base's weights into the adapter.
-CHANGES_BASE = ("olora", "pissa")
+#: How A and B may start beside true and false: the schemes of peft that need the weights alone.
+SCHEMES = ("gaussian", "orthogonal", "olora", "pissa", "pissa_niter_N", "mica")
 
 #: How far a merge may move a logit, as a share of the largest: rounding moves them by about 1 %, a wrong merge by far more.
 LOOSE = 0.1
@@ -45,8 +45,11 @@ class LoRA:
     bias: Literal["none", "all", "lora_only"] = option("none", "Which biases of the base train too.")
     modules_to_save: list[str] = option([], "Modules that train in full and are saved with the adapter, such as lm_head.")
     rslora: bool = option(False, "Scale by alpha / sqrt(r) instead of alpha / r (Kalajdzievski, 2023).")
-    init: bool | Literal["gaussian", "orthogonal", "olora", "pissa", "mica"] = option(
-        True, "How A and B start: true (peft's default, B = 0), false (both random: the output changes), or a scheme of peft by name."
+    init: bool | str = option(
+        True,
+        "How A and B start: true (peft's default, B = 0), false (both random: the output changes), or a scheme of peft: gaussian, orthogonal, "
+        "olora, pissa, pissa_niter_N (pissa by a quick decomposition of N iterations) or mica. "
+        "Not eva and corda, which read data first, nor loftq, which quantises the base.",
     )
 
     suggests = {
@@ -65,6 +68,8 @@ class LoRA:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout:g}")
         if not self.target_modules:
             raise ValueError("target_modules must name at least one module")
+        if isinstance(self.init, str) and not re.fullmatch("|".join(SCHEMES).replace("N", r"[1-9]\d*"), self.init):
+            raise ValueError(f"init must be true, false, {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, got {self.init}")
         if self.init == "orthogonal" and self.r % 2:
             raise ValueError(f"init=orthogonal needs an even r, got {self.r}")
         if isinstance(self.target_modules, str):
@@ -93,7 +98,7 @@ class LoRA:
 
     @hookimpl
     def preflight(self, run: Run) -> list[str]:
-        if run.recipe.quantizer is not None and self.init in CHANGES_BASE:
+        if run.recipe.quantizer is not None and changes_base(self.init):
             return [f"init={self.init} changes the base's weights, which cannot be done to quantised ones: use init=true."]
         return []
 
@@ -117,12 +122,12 @@ class LoRA:
     def adapt_model(self, model: PreTrainedModel, run: Run) -> PeftModel:
         """The base with fresh float32 adapters; RunError for targets that the model does not have."""
         note_learning_rate(run)
-        if getattr(model, "is_quantized", False) and self.init in CHANGES_BASE:
+        if getattr(model, "is_quantized", False) and changes_base(self.init):
             raise RunError(f"init={self.init} cannot be taken from quantised weights.", "Use init=true.")
         check_names(model, self.target_modules if isinstance(self.target_modules, list) else [], "target_modules")
         check_names(model, self.modules_to_save, "modules_to_save")
         adapted = wrap(model, self.lora_config())
-        if self.init in CHANGES_BASE:
+        if changes_base(self.init):
             # kept for saving: see as_plain_lora
             adapted.initial_state = {key: tensor.clone() for key, tensor in adapter_state(adapted).items()}
         note_low_precision(adapted, run)
@@ -148,6 +153,11 @@ class LoRA:
 # --------------------------------------------------------------------------------------------------------------------
 # Shared by the adapters through peft
 # --------------------------------------------------------------------------------------------------------------------
+
+
+def changes_base(init: bool | str) -> bool:
+    """True for an initialisation that moves a part of the base's weights into the adapter."""
+    return isinstance(init, str) and init.startswith(("olora", "pissa"))
 
 
 def quiet() -> None:
@@ -424,7 +434,7 @@ def off(model: PeftModel) -> AbstractContextManager[Any] | None:
     """The model as the base, or None where training reaches the base's own weights (PiSSA, OLoRA, trained biases)."""
     config = model.peft_config["default"]
     trains_biases = getattr(config, "bias", "none") != "none" and any(name.endswith("bias") and "lora_" not in name for name, _ in model.named_parameters())
-    if trains_biases or hasattr(model, "initial_state"):
+    if trains_biases or changes_base(getattr(config, "init_lora_weights", True)):
         return None
     disabled: AbstractContextManager[Any] = model.disable_adapter()
     return disabled

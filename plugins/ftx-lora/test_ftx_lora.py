@@ -220,7 +220,7 @@ def test_tied_embeddings_come_apart(options, tmp_path):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
 def test_starts_from_the_base_are_saved_for_the_untouched_base(init, rslora, tmp_path):
     """To rounding: the start is taken out of the weights and put back."""
     run, plugin, base = a_run(), LoRA(r=4, init=init, rslora=rslora), tiny_model()
@@ -282,7 +282,9 @@ def test_an_adapter_of_another_model_or_none_is_refused(tmp_path):
             "adapter 'lora': target_modules is not a regular expression (missing ), unterminated subpattern at position 1): q(proj.",
         ),
         ({"init": "orthogonal", "r": 3}, "adapter 'lora': init=orthogonal needs an even r, got 3."),
-        ({"init": "eva"}, "adapter.init wants bool or 'gaussian' or 'orthogonal' or 'olora' or 'pissa' or 'mica', got 'eva'."),
+        ({"init": "eva"}, "adapter 'lora': init must be true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N or mica, got eva."),
+        ({"init": "pissa_niter_0"}, "adapter 'lora': init must be true, false, gaussian, orthogonal, olora, pissa, pissa_niter_N or mica, got pissa_niter_0."),
+        ({"init": 1}, "adapter.init wants bool or str, got 1."),
         ({"bias": "some"}, "adapter.bias wants 'none' or 'all' or 'lora_only', got 'some'."),
     ],
 )
@@ -296,6 +298,7 @@ def test_options_from_text():
     typed = {"target_modules": "[q_proj, v_proj]", "init": "pissa", "modules_to_save": "lm_head", "dropout": "0.1"}
     plugin = build(LoRA, {key: Text(value) for key, value in typed.items()}, stage="adapter", name="lora")
     assert plugin.target_modules == ["q_proj", "v_proj"] and plugin.init == "pissa" and plugin.modules_to_save == ["lm_head"] and plugin.dropout == 0.1
+    assert [build(LoRA, {"init": Text(init)}, stage="adapter", name="lora").init for init in ("false", "pissa_niter_16")] == [False, "pissa_niter_16"]
     assert build(LoRA, {"target_modules": Text("all-linear")}, stage="adapter", name="lora").target_modules == "all-linear"
 
 

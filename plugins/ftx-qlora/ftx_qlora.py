@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftx import hookimpl, plugin
 from ftx_bnb import environment, four_bits, keep_weights, obstacles, packed, packing
-from ftx_lora import CHANGES_BASE, LoRA
+from ftx_lora import LoRA, changes_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,7 +24,7 @@ class QLoRA(LoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init in CHANGES_BASE:
+        if changes_base(self.init):
             raise ValueError(f"init={self.init} changes the base's weights, which cannot be done to quantised ones: use init=true")
 
     @staticmethod

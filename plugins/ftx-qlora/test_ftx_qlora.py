@@ -175,7 +175,7 @@ def test_a_paged_optimizer_on_a_cpu_is_refused():
 
 
 def test_starts_that_change_the_base_are_refused():
-    for init in ("pissa", "olora"):
+    for init in ("pissa", "pissa_niter_4", "olora"):
         with pytest.raises(OptionError) as caught:
             build(QLoRA, {"init": init}, stage="adapter", name="qlora")
         assert caught.value.problem == f"adapter 'qlora': init={init} changes the base's weights, which cannot be done to quantised ones: use init=true."
