@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
     from ftx import Run
 
+#: Starts of peft's lora that a run cannot give it, and why.
+STARTS = {
+    "eva": "it decomposes what the layers see of the data, which an adapter does not get",
+    "corda": "it decomposes what the layers see of the data, which an adapter does not get",
+    "loftq": "it puts a quantised copy in the base's place, which no reader of the run would have",
+}
 #: Fields of peft's configurations that are ftx's business.
 OURS = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 
@@ -46,6 +52,9 @@ class Peft:
         cls = methods().get(self.method)
         if cls is None:
             raise OptionError(f"peft has no method '{self.method}'.{did_you_mean(self.method, methods())}", f"Methods: {', '.join(sorted(methods()))}.")
+        start = self.args.get("init_lora_weights")
+        if start in STARTS:
+            raise ValueError(f"init_lora_weights={start} is not to be had: {STARTS[start]}")
         known = [field.name for field in dataclasses.fields(cls) if field.init and field.name not in OURS]
         annotations = typing.get_type_hints(cls)
         values = {}

@@ -97,6 +97,21 @@ def test_life_of_an_adapter(method, dtype, tmp_path):
         assert (logits(merged) - tuned).abs().max() < (1e-5 if dtype == torch.float32 else 0.05) * tuned.abs().max()
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_start_from_the_base_is_not_switched_off_in_place(init, tmp_path):
+    """The base under such an adapter is not the base: whoever wants that one loads it again."""
+    run, plugin, base = a_run(), typed("lora", {"r": "4", "init_lora_weights": init}), tiny_model()
+    untouched, start = copy.deepcopy(base), logits(base)
+    model = plugin.adapt_model(base, run)
+    assert torch.allclose(logits(model), start, atol=1e-4)
+    train(model)
+    tuned = logits(model)
+    plugin.save_adapted(model, tmp_path, run)
+    again = plugin.load_adapted(untouched, tmp_path, run)
+    assert torch.allclose(logits(again), tuned, atol=1e-4)
+    assert plugin.adapter_off(model, run) is None and plugin.adapter_off(again, run) is None
+
+
 def test_a_method_whose_layers_cannot_be_merged():
     run, plugin = a_run(), Peft(method="lily")
     with pytest.raises(RunError, match="lily cannot be merged into the weights: "):
@@ -128,6 +143,15 @@ def test_it_is_the_same_as_lora():
         ({"method": "lora", "lora_alfa": "4"}, "adapter 'peft' with method 'lora' has no option 'lora_alfa'. Did you mean 'lora_alpha'?"),
         ({"method": "vera", "task_type": "SEQ_CLS"}, "adapter 'peft' with method 'vera' has no option 'task_type'."),
         ({"method": "lora", "r": "four"}, "adapter.r wants int, got 'four'."),
+        (
+            {"method": "lora", "init_lora_weights": "eva"},
+            "adapter 'peft': init_lora_weights=eva is not to be had: it decomposes what the layers see of the data",
+        ),
+        ({"method": "lora", "init_lora_weights": "corda"}, "adapter 'peft': init_lora_weights=corda is not to be had: it decomposes"),
+        (
+            {"method": "lora", "init_lora_weights": "loftq", "loftq_config": "{loftq_bits: 4}"},
+            "adapter 'peft': init_lora_weights=loftq is not to be had: it puts",
+        ),
         ({"method": "oft", "r": "4", "oft_block_size": "4"}, "adapter 'peft': "),
     ],
 )
