@@ -97,7 +97,6 @@ KNOWN = {
     "simpo_gamma": "",
     "ld_alpha": "",
     "compute_accuracy": "",
-    "pissa_iter": "",
     "pissa_convert": "",
     "create_new_adapter": "",
     "image_max_pixels": "",
@@ -247,9 +246,14 @@ def _adapter(t: Translation) -> None:
     if "lora_target" in t.given:
         t.set("adapter.target_modules", "all-linear" if target == "all" else names_of(target), "lora_target")
     if t.get("pissa_init"):
-        t.set("adapter.init", "pissa", "pissa_init")
+        t.set("adapter.init", _pissa(t.get("pissa_iter", 16)), "pissa_init")
+        t.take({"pissa_iter": ("adapter.init", _pissa)})
     t.assume("adapter.r", 8)
     t.assume("adapter.alpha", 2 * t.recipe["adapter"]["r"])
+
+
+def _pissa(rounds: Any) -> str:
+    return "pissa" if whole(rounds) == -1 else f"pissa_niter_{whole(rounds)}"
 
 
 def _data(t: Translation) -> None:

@@ -221,10 +221,12 @@ bf16: true
     ),
     "dora on 4 bits": ("model_name_or_path: b\nuse_dora: true\nquantization_bit: 4\n", {"adapter.name": "dora", "quantizer": "nf4"}, []),
     "pissa and rslora": (
-        "model_name_or_path: b\npissa_init: true\npissa_iter: 16\nuse_rslora: true\n",
-        {"adapter.init": "pissa", "adapter.rslora": True},
-        ["pissa_iter"],
+        "model_name_or_path: b\npissa_init: true\npissa_iter: 4\nuse_rslora: true\n",
+        {"adapter.init": "pissa_niter_4", "adapter.rslora": True},
+        [],
     ),
+    "pissa with its own number of rounds": ("model_name_or_path: b\npissa_init: true\n", {"adapter.init": "pissa_niter_16"}, []),
+    "pissa in full": ("model_name_or_path: b\npissa_init: true\npissa_iter: -1\n", {"adapter.init": "pissa"}, []),
     "dpo": (
         "model_name_or_path: b\nstage: dpo\npref_beta: 0.2\npref_loss: hinge\nlearning_rate: 5.0e-6\n",
         {"trainer.name": "dpo", "trainer.beta": 0.2, "trainer.loss_type": "hinge"},
