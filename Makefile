@@ -42,7 +42,7 @@ docs: $(VENV)/.ftx-testable
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 wheels: install
-	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist $(addprefix ./,$(OURS) $(OTHER))
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist $(addprefix ./,$(OURS) $(OTHER) examples/ftx-hello)
 
 clean:
 	rm -rf $(VENV) dist site

@@ -118,6 +118,14 @@ def test_make_installs_ours_from_their_directories_in_one_command(target, expect
     assert "--no-build-isolation" in last
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_builds_a_wheel_of_every_distribution():
+    said = subprocess.run(["make", "--dry-run", "wheels"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    (command,) = [line.split() for line in said.splitlines() if " wheel " in line]
+    listed = [file.parent for file in REPO.glob("*/*/pyproject.toml")]
+    assert {word for word in command if word.startswith("./")} == {"./core", "./.", *(f"./{directory.relative_to(REPO)}" for directory in listed)}
+
+
 def test_no_file_names_a_place_outside():
     """No absolute path of a machine, no package registry's host: what installs, installs with pip's own settings."""
     if not shutil.which("git") or not (REPO / ".git").exists():
