@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ftx import models
+from ftx import models, yamls
 from ftx.recipe import read_recipe
 from ftx.run import Run, RunDir
 
@@ -63,7 +63,7 @@ def base_licence(run: Run) -> str | None:
     if said is None and card.is_file():
         front = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", errors="replace"), re.DOTALL)
         try:
-            said = (yaml.safe_load(front[1]) or {}).get("license") if front else None
+            said = (yamls.load(front[1]) or {}).get("license") if front else None
         except (yaml.YAMLError, AttributeError):
             said = None
     return str(said) if said else None

@@ -64,8 +64,10 @@ def read_rubric(file: str | Path) -> tuple[Criterion, ...]:
     """The criteria of a YAML file, in its order; DataError for one that cannot be used."""
     import yaml
 
+    from ftx import yamls
+
     try:
-        content = yaml.safe_load(Path(file).read_text("utf-8"))
+        content = yamls.load(Path(file).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"the rubric {file} cannot be read ({str(error).splitlines()[0]}).", _FORM) from error
     if not isinstance(content, dict) or not content:

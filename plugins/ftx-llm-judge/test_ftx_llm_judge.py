@@ -163,6 +163,9 @@ def test_own_rubric(run, tmp_path):
     [
         ("[]", "names no criterion"),
         ("a: [", "cannot be read"),
+        ("[" * 5000, "nested too deeply"),
+        ("polite: &a [*a]", "a value refers to itself"),
+        ("polite: 1\npolite: 2", "the key 'polite' stands there twice"),
         ("polite: yes", "'polite' has no descriptions"),
         ("polite: {1: a, 2: b, 4: d, 5: e}", "'polite' does not say what the score 3 means"),
         ("polite: {1: a, 2: b, 3: c, 4: d, 5: e, 6: f}", "'polite' has the unknown key '6'"),

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ftx import yamls
 from ftx.run import RunDir
 
 
@@ -56,7 +55,7 @@ def tell(directory: RunDir) -> Told:
     return Told(
         directory=directory,
         name=directory.path.name,
-        recipe=yaml.safe_load(recipe_text) or {},
+        recipe=yamls.load(recipe_text) or {},
         recipe_text=recipe_text,
         manifest=directory.read_json("manifest.json", {}),
         audit=directory.read_json("audit.json", {}),

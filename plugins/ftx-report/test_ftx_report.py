@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ftx.run import RunDir
 from ftx.testing import ftx
@@ -106,6 +107,13 @@ def test_scores_and_charts(tmp_path):
     assert loss.count('class="mark"') == 6 and ">base<" in loss and ">tuned<" in loss
     assert "exact-match: exact_match" in found.figures and "eval_runtime" not in found.figures
     assert list(found.figures)[1:5] == ["loss", "learning_rate", "grad_norm", "tokens_per_second"]
+
+
+def test_a_recipe_that_is_made_to_hurt(tmp_path):
+    run = write_run(tmp_path / "run")
+    run.recipe.write_text("a: &a [*a]\n")
+    with pytest.raises(yaml.YAMLError, match="a value refers to itself"):
+        tell(run)
 
 
 def test_predicted_and_measured(tmp_path):
