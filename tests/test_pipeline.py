@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from support import read_rows as lines
 from support import write_rows
@@ -106,6 +107,18 @@ def test_a_written_recipe_runs_again_to_the_same_weights(cli, toy_run, tmp_path)
     assert (tmp_path / "run" / "recipe.yaml").read_text() == (tmp_path / "again" / "recipe.yaml").read_text()
     other = cli("run", tmp_path / "run" / "recipe.yaml", "--seed", "7", "--output", tmp_path / "other")
     assert other.exit_code == 0 and weights(tmp_path / "other") != weights(tmp_path / "run")
+
+
+def test_a_written_recipe_has_the_precision_that_was_taken(cli, toy_run, tmp_path, monkeypatch):
+    """What a machine is good at is measured, so the recipe must not leave a repeat, an evaluation or a resumption to measure again."""
+    monkeypatch.setattr("ftx.pipeline.best_dtype", lambda device: torch.bfloat16)
+    assert cli(*toy_run("--dtype", "auto")).exit_code == 0
+    monkeypatch.setattr("ftx.pipeline.best_dtype", lambda device: torch.float32)
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["dtype"] == "bfloat16"
+    again = cli("run", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert weights(tmp_path / "run") == weights(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_an_evaluator_does_not_change_the_weights(cli, toy_run, small, tmp_path):

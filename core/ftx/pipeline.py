@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ftx import models
@@ -64,6 +64,7 @@ def train(
     check_row_types(hooks)
     directory = resume or new_directory(output, recipe)
     run = begin(recipe, hooks, console)
+    asked, recipe = (replace(one, dtype=run.recipe.dtype) for one in (asked, recipe))
     preflight(hooks, run)
     if resume is not None:
         heed_drift(resume, run, catalogue, accept=accept_drift)
@@ -150,13 +151,14 @@ def open_run(recipe: Recipe, hooks: Hooks, console: Console) -> Run:
         models.refuse_pickles(start.model)
     path = start.model if start else models.resolve(recipe.model, console.say, code=recipe.trusts_model)
     device = pick_device(recipe.device)
-    dtype = best_dtype(device) if recipe.dtype == "auto" else getattr(__import__("torch"), recipe.dtype)
+    if recipe.dtype == "auto":  # from here on it is a name: a repeat does not depend on what this machine is good at
+        recipe = replace(recipe, dtype=str(best_dtype(device)).removeprefix("torch."))
     return Run(
         recipe=recipe,
         ledger=Ledger(skip_bad_rows=recipe.skip_bad_rows),
         seed=recipe.seed,
         device=device,
-        dtype=dtype,
+        dtype=getattr(__import__("torch"), recipe.dtype),
         model=str(start) if start else recipe.model,
         model_path=path,
         hooks=hooks,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ftx_fast_installed import Installed
 
@@ -122,13 +123,25 @@ class Adapted(torch.autograd.Function):
         return dx, None, None, *ddowns, *dups, *dsizes
 
 
+class Steps:
+    """Optimizer steps of this process, counted while something is installed: a fused optimizer (`torch._fused_adamw_`, those of
+    bitsandbytes) writes a parameter and leaves its version as it was."""
+
+    count = 0
+
+    @classmethod
+    def step(cls, *given: Any) -> None:
+        cls.count += 1
+
+
 @torch.no_grad()
 def norms(layer: Frozen, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """fp32 [out]: |W + s B A| of each row as |W|^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, kept until A or B changes.
+    """fp32 [out]: |W + s B A| of each row as |W|^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B, kept until A or B changes or an optimizer
+    steps.
 
     No [out, in] sum is formed. What cancels is small beside |W|^2 unless an update undoes its weight: then the plain norm is taken.
     """
-    now = (id(a), a._version, id(b), b._version)
+    now = (Steps.count, id(a), a._version, id(b), b._version)
     known = getattr(layer, "_norms", None)
     if known is not None and known[0] == now:
         return known[1]
@@ -230,7 +243,10 @@ def install(model: nn.Module) -> Installed:
         for number, one in enumerate(group.ones):
             vars(one.module)["forward"] = bound(group, number)
 
+    counting = register_optimizer_step_post_hook(Steps.step)
+
     def undo() -> None:
+        counting.remove()
         for module in put:
             vars(module).pop("forward", None)
 

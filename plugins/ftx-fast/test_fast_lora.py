@@ -85,6 +85,21 @@ def test_dora_norms_follow_an_update():
     torch.testing.assert_close(ours, gradients(model)[0])
 
 
+@pytest.mark.parametrize("settings", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_dora_norms_follow_the_optimizer(settings):
+    """A fused step writes the parameters and leaves their versions as they were."""
+    models = [adapted(use_dora=True)]
+    models.append(copy.deepcopy(models[0]))
+    installed = install(models[0])
+    steppers = [torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, **settings) for model in models]
+    for _ in range(3):
+        losses = [float(gradients(model)[0].detach()) for model in models]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        for stepper in steppers:
+            stepper.step()
+    installed.undo()
+
+
 def test_the_adapter_can_be_switched_off():
     model = adapted()
     with model.disable_adapter():
