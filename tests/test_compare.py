@@ -12,6 +12,7 @@ from support import write_rows
 
 from ftx.compare import compare_runs, numbers_of, paired_bootstrap
 from ftx.errors import RecipeError
+from ftx.machine import Machine
 from ftx.testing import ftx
 
 MORE = ("-o", "trainer.max_steps=4", "-o", "trainer.per_device_train_batch_size=4", "--dtype", "float32", "--device", "cpu")
@@ -57,6 +58,14 @@ def test_a_rerun_that_is_not_equal_says_what_differs_and_what_changed(cli, runs,
     assert "model/head.safetensors" in said["differs"] and any(line.startswith("toys:Equal equal (tuned): 0.25 and ") for line in said["differs"])
     assert len(said["changed"]) == 1 and said["changed"][0].startswith("the library torch was 2.0.0 and is ")
     assert "the result is not equal" in again.stderr and f"ftx compare {old} {tmp_path / 'new'}" in again.stderr
+
+
+def test_a_run_that_memory_will_not_do_for_is_repeated_by_force_too(cli, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftx.foresight.this_machine", lambda device: Machine("cpu", 10 << 10, True))
+    refused = cli("rerun", runs["a"], "--output", tmp_path / "again")
+    assert refused.exit_code == 2 and "--force" in refused.stderr and not (tmp_path / "again").exists()
+    forced = cli("rerun", runs["a"], "--output", tmp_path / "again", "--force")
+    assert forced.exit_code == 0 and "tried all the same" in forced.stdout and f"Equal to {runs['a']}" in forced.stdout
 
 
 def test_compare_finds_what_differs_and_nothing_else(cli, runs):

@@ -10,8 +10,9 @@ from ftx.commands.common import answering, output_options
 @click.command("rerun")
 @click.argument("run")
 @click.option("--output", metavar="DIR", help="The new run's directory (default: RUN-rerun beside it).")
+@click.option("--force", is_flag=True, help="Try it also where the plan says that memory will not do.")
 @output_options
-def command(run: str, output: str | None, quiet: bool, as_json: bool, traceback: bool) -> None:
+def command(run: str, output: str | None, force: bool, quiet: bool, as_json: bool, traceback: bool) -> None:
     """Repeat RUN: `ftx run RUN/recipe.yaml` into a new directory. Exit status 1 if weights or scores are not equal to the bit."""
     with answering(as_json=as_json, traceback=traceback) as result:
         from ftx import pipeline
@@ -26,7 +27,7 @@ def command(run: str, output: str | None, quiet: bool, as_json: bool, traceback:
         recipe = recipe_of(directory)
         beside = [directory.path.with_name(f"{directory.path.name}-rerun{number}") for number in ("", *(f"-{i}" for i in range(2, 1000)))]
         place = output or str(next(path for path in beside if not path.exists()))
-        outcome = pipeline.train(recipe, catalogue=Catalogue(), console=console, output=place)
+        outcome = pipeline.train(recipe, catalogue=Catalogue(), console=console, output=place, force=force)
         found = equality(directory, outcome.directory)
         result.content = {**outcome.as_dict(), **found}
         if found["equal"] is None:
