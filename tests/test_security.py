@@ -104,7 +104,7 @@ def test_an_index_does_not_lead_out_of_the_model(tiny, tmp_path):
             resolve(str(folder))
 
 
-def test_a_pinned_revision_is_fetched_and_recorded(tiny, tmp_path, monkeypatch):
+def test_a_pinned_revision_is_fetched_and_recorded(cli, toy_run, tiny, tmp_path, monkeypatch):
     """From a cache laid out as the hub's client lays it out; no network."""
     from huggingface_hub import constants
 
@@ -123,6 +123,9 @@ def test_a_pinned_revision_is_fetched_and_recorded(tiny, tmp_path, monkeypatch):
     assert revision(tiny) is None
     with pytest.raises(ModelError):
         resolve("org/name@" + "3" * 40)
+    assert cli(*toy_run("-o", "trainer.max_steps=1", "--model", "org/name@v1")).exit_code == 0
+    model = json.loads((tmp_path / "run" / "manifest.json").read_text())["model"]
+    assert (model["reference"], model["revision"]) == ("org/name@v1", first)
 
 
 #: Shipped calls that evaluate text, run pickles, or hand a string to a shell.
