@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ftx.audit import Finding, audit_tokens, described, gate, overlap
@@ -296,3 +298,6 @@ def test_a_run_refuses_overlap_unless_told(cli, mixed, tmp_path):
     ]
     result = cli(*arguments, "--allow-overlap", "-o", "trainer.max_steps=1")
     assert result.exit_code == 0 and f"warning: eval data: rows that stand in the training data in 1 row ({file}:7)" in result.output
+    kept = json.loads((tmp_path / "run" / "audit.json").read_text())
+    expected = {"by": "core", "what": "rows that stand in the training data", "rows": 1, "refuses": False, "places": [f"{file}:7"]}
+    assert expected in kept["eval"]["findings"] and kept["overlap"] == {"eval_rows_in_train": 1}

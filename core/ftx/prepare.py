@@ -74,6 +74,7 @@ def prepare(hooks: Hooks, tokenizer: Any, run: Run) -> tuple[dict[str, Split], d
                 droppable=False,
             )
             audit.gate(splits["eval"].rows, "eval", [("core", finding)], run)
+            report["eval"]["findings"].append(audit.described("core", finding, splits["eval"].rows))
     run.ledger.split = "train"  # what is entered from now on, training leaves out
     return splits, report
 
