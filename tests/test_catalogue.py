@@ -211,7 +211,7 @@ def test_metadata_that_cannot_be_read_costs_only_its_own(place):
     (install(place, "empty", {"adapter:empty": "empty_a:E"}) / "METADATA").unlink()
     found = catalogue(place)
     assert found.names("adapter") == ["empty", "good", "latin"] and found.load("adapter", "good").__name__ == "Good"
-    assert found.find("adapter", "empty").location == str(place), "the listing shows where it lies"
+    assert found.find("adapter", "empty").location == str(place), "the listing says where it lies"
 
 
 def test_an_entry_points_file_that_cannot_be_read_costs_only_its_own(place):

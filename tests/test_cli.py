@@ -190,7 +190,16 @@ def test_show_has_the_option_table(cli):
     assert any(line.startswith("hooks: ") and "adapt_model" in line for line in lines)
     (r,) = [line.split() for line in lines if line.split()[:1] == ["r"]]
     assert r[1:3] == ["int", "16"]
+    assert f"installed in: {metadata.distribution('ftx-lora').locate_file('')}" in lines
     assert any(line.startswith("suggests: trainer.learning_rate=") for line in lines)
+
+
+def test_what_has_no_summary_is_listed_with_its_place(tmp_path, monkeypatch, cli):
+    """An empty directory of metadata that some update left behind has no name either: its place is all that tells it from the others."""
+    (install(tmp_path, "left", {"adapter:left": "left_one:L"}) / "METADATA").unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = [line for line in cli("plugins").stdout.splitlines() if line.split()[:2] == ["adapter", "left"]]
+    assert line.split()[2:] == ["unknown", str(tmp_path)]
 
 
 def test_a_traceback_only_when_asked_for(tmp_path, monkeypatch, cli):

@@ -21,6 +21,7 @@ def described(stage: str, name: str, catalogue: Catalogue | None = None) -> dict
         "stage": stage,
         "name": name,
         "origin": entry.origin if entry.version else entry.value,
+        "location": entry.location,
         "doc": inspect.getdoc(cls) or "",
         **{what: list(declared(cls, what)) for what in ("accepts", "produces", "requires", "conflicts")},
         "suggests": suggestions(cls),

@@ -11,7 +11,7 @@ from ftx.commands.common import answering, echo, output_options
 @click.pass_context
 @output_options
 def command(context: click.Context, quiet: bool, as_json: bool, traceback: bool) -> None:
-    """List the installed plugins: stage, name, distribution, version, summary. Imports none of them."""
+    """List the installed plugins: stage, name, distribution, version, summary (or where it lies). Imports none of them."""
     if context.invoked_subcommand is not None:
         return
     with answering(as_json=as_json, traceback=traceback) as result:
@@ -25,7 +25,8 @@ def command(context: click.Context, quiet: bool, as_json: bool, traceback: bool)
             echo("No plugin is installed.")
         widths = [max((len(cell) for cell in column), default=0) for column in zip(*[(e.stage, e.name, e.origin) for e in entries], strict=True)]
         for e in entries:
-            echo("  ".join(cell.ljust(width) for cell, width in zip((e.stage, e.name, e.origin), widths, strict=True)) + f"  {e.summary}".rstrip())
+            cells = [cell.ljust(width) for cell, width in zip((e.stage, e.name, e.origin), widths, strict=True)]
+            echo("  ".join([*cells, e.summary or e.location]).rstrip())
 
 
 @command.command("show")
@@ -47,6 +48,8 @@ def show(stage: str, name: str, quiet: bool, as_json: bool, traceback: bool) -> 
         if about["suggests"]:
             echo("suggests: " + ", ".join(f"{key}={value}" for key, value in about["suggests"].items()))
         echo("hooks: " + (", ".join(about["hooks"]) or "none"))
+        if about["location"]:
+            echo(f"installed in: {about['location']}")
         echo("options:" if about["options"] else "options: none")
         widths = [max(len(str(option[key])) for option in about["options"]) for key in ("name", "type", "default")] if about["options"] else []
         for option in about["options"]:
