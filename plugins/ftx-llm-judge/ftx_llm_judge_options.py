@@ -40,7 +40,7 @@ class Judging:
     retries: int = option(6, "How often a request is made again after a passing failure.")
     max_tokens: int = option(1024, "Longest verdict, in tokens.")
     temperature: float = option(0.0, "Temperature of the judge; Anthropic's models take none.")
-    cache: str | None = option(None, "File of the answers that need not be asked again (default: judge.sqlite in ftx's cache); 'none': keep none.")
+    cache: str = option("", "File of the answers that need not be asked again (default: judge.sqlite in ftx's cache); 'none': keep none.")
     prices: dict[str, Any] = option({}, "Model -> [USD per million input tokens, USD per million output tokens].")
     dry_run: bool = option(False, "Ask nothing; say how many calls and tokens it would be, and with prices what they cost.")
     max_cost: float | None = option(None, "Ask no more before this many USD are exceeded; needs prices.")

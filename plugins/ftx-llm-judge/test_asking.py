@@ -250,7 +250,7 @@ def test_no_cache_is_kept_where_none_is_wanted(run, tmp_path, monkeypatch):
         for _ in range(2):
             judged(questions(1), run, address, tmp_path, cache="none")
         assert len(seen) == 2 and not list(tmp_path.iterdir())
-        judged(questions(1), run, address, tmp_path, cache=None)
+        judged(questions(1), run, address, tmp_path, cache="")
     assert kept(tmp_path / "ftx" / "judge.sqlite") == 1
 
 
