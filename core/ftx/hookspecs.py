@@ -198,7 +198,7 @@ def evaluate_model(generate: Generate, dataset: Dataset | None, run: Run) -> Eva
 
     Called with the base model, then with the tuned one, one evaluator at a time in the order they were named. `dataset`
     is the formatted evaluation data (None without `--eval-data`). The core stamps evaluator and phase and writes the
-    items. One that raises costs only its own scores, and the run ends with status 1.
+    items, unless there are no scores (a dry run). One that raises costs only its own scores, and the run ends with status 1.
     """
 
 

@@ -27,6 +27,26 @@ def write_manifest(directory: RunDir, run: Run, catalogue: Catalogue) -> None:
     directory.write_json("manifest.json", manifest_of(run, catalogue))
 
 
+def add_notes(directory: RunDir, notes: dict[str, Any]) -> None:
+    """Put the notes of a later evaluation into a run's manifest, in place of those of the same names; `usage` is added up.
+
+    `usage` is evaluator -> judge -> counts, and money in USD; an `estimate` of what would be used is not kept.
+    """
+    manifest = directory.read_json("manifest.json", {})
+    new = {name: value for name, value in notes.items() if name not in ("usage", "estimate")}
+    if notes.get("usage"):
+        new["usage"] = _added(manifest.get("usage") or {}, notes["usage"])
+    if new:
+        directory.write_json("manifest.json", manifest | new)
+
+
+def _added(one: Any, other: Any) -> Any:
+    """Two numbers added; of two mappings, each entry."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return one + other
+    return one | {name: _added(one[name], value) if name in one else value for name, value in other.items()}
+
+
 def manifest_of(run: Run, catalogue: Catalogue) -> dict[str, Any]:
     """What the run is made of here and now, and its notes."""
     entries = {f"{stage}:{choice.name}": catalogue.find(stage, choice.name) for stage, choice in run.recipe.choices()}

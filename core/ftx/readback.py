@@ -11,9 +11,10 @@ from ftx import models, pipeline
 from ftx.catalogue import Catalogue
 from ftx.console import Console, file_table, score_table
 from ftx.errors import RecipeError, RunError
-from ftx.evaluate import compare_phases, evaluate_phase
+from ftx.evaluate import compare_phases, evaluate_phase, write_items
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
+from ftx.manifest import add_notes
 from ftx.prepare import read_questions
 from ftx.recipe import Recipe, merge, read_recipe, resolve
 from ftx.run import Run, RunDir, Score, write_text
@@ -41,7 +42,11 @@ def reopen(directory: RunDir, recipe: Recipe, catalogue: Catalogue, console: Con
 def evaluate_again(
     path: str, evaluators: tuple[str, ...], eval_data: str | None, assignments: tuple[str, ...], catalogue: Catalogue, console: Console
 ) -> pipeline.Outcome:
-    """Evaluate a finished run's base and tuned model; its scores.json gets the new scores in place of the old ones."""
+    """Evaluate a finished run's base and tuned model; its scores and items get the new ones in place of the old ones.
+
+    An evaluator's are replaced as a whole, and only where it gave scores and failed nowhere: one that raises, or a dry run,
+    leaves what there was. Where there was nothing, what it gave before it failed is kept.
+    """
     directory = RunDir(path)
     recipe_of(directory)
     if not pipeline.finished_training(directory):
@@ -55,20 +60,26 @@ def evaluate_again(
     questions = read_questions(hooks, run)
 
     model = pipeline.load_base(hooks, catalogue, run)
-    base, failed = evaluate_phase("base", hooks, pipeline.generator(model, tokenizer, console), questions, run)
-    model = hooks.call("load_adapted", base=model, path=directory.model, run=run)
-    tuned, failed_tuned = evaluate_phase("tuned", hooks, pipeline.generator(model, tokenizer, console), questions, run)
-    changes, failed_changes = compare_phases(hooks, [score.evaluator for score in tuned], run)
-    scores = base + tuned + changes
+    try:
+        base, failed = evaluate_phase("base", hooks, pipeline.generator(model, tokenizer, console), questions, run, hold=True)
+        model = hooks.call("load_adapted", base=model, path=directory.model, run=run)
+        tuned, failed_tuned = evaluate_phase("tuned", hooks, pipeline.generator(model, tokenizer, console), questions, run, hold=True)
+        changes, failed_changes = compare_phases(hooks, [], run, hold=True)
+    finally:
+        add_notes(directory, run.notes)  # what was asked has been paid for, whatever came of it
     failed |= failed_tuned | failed_changes
 
-    named = {choice.name for choice in recipe.evaluators} - set(failed)
-    kept = [Score(**entry) for entry in directory.read_json("scores.json", []) if entry["evaluator"] not in named]
-    pipeline.write_scores(directory, kept + [score for score in scores if score.evaluator in named])
+    before = [Score(**entry) for entry in directory.read_json("scores.json", [])]
+    kept = {score.evaluator for score in before} & set(failed)
+    scores = [score for score in base + tuned + changes if score.evaluator not in kept]
+    replaced = {score.evaluator for score in scores}
+    for name in replaced:
+        write_items(name, run)
+    pipeline.write_scores(directory, [score for score in before if score.evaluator not in replaced] + scores)
     console.table(*score_table(scores))
     if failed:
-        raise RunError(f"evaluator '{next(iter(failed))}' failed: {next(iter(failed.values()))}", "The other scores are kept.")
-    return pipeline.Outcome(directory, scores)
+        raise RunError(f"evaluator '{next(iter(failed))}' failed: {next(iter(failed.values()))}", "The scores that there were are kept.")
+    return pipeline.Outcome(directory, scores, notes=run.notes)
 
 
 def evaluate_files(evaluators: tuple[str, ...], assignments: tuple[str, ...], catalogue: Catalogue, console: Console) -> list[Score]:

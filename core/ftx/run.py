@@ -64,7 +64,8 @@ class Run:
     portable reference of the base (hub id, name or path as the user gave it), `model_path` the directory that it
     resolved to. `directory` is None until the run directory is written (formatting, encoding and the audit come
     before it). `say` prints one line for the person at the terminal and into log.txt. `hooks` are the run's plugins, for
-    one that asks another: `run.hooks.hook.adapter_off(model=model, run=run)` gives DPO its reference.
+    one that asks another: `run.hooks.hook.adapter_off(model=model, run=run)` gives DPO its reference. `notes` stand in the
+    manifest. `unwritten` is the core's own: (evaluator, phase) -> items that are not in the directory, or not yet.
     """
 
     recipe: Recipe
@@ -78,6 +79,7 @@ class Run:
     hooks: Hooks | None = None
     say: Any = print
     notes: dict[str, Any] = field(default_factory=dict)
+    unwritten: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:

@@ -63,7 +63,7 @@ class LLMJudge(Judging):
     @hookimpl
     def evaluate_model(self, generate: Generate | None, dataset: Dataset | None, run: Run) -> Evaluation:
         """Greedy answers, rated. Scores: `rating` (the mean of the criteria, 1 to 5), each criterion, and `answer_length` in
-        characters; of `mode=pairwise` the length only. With `check`: what the judges are worth."""
+        characters; of `mode=pairwise` the length only, of a dry run none. With `check`: what the judges are worth."""
         if self.check is not None:
             return self._checked(run)
         if dataset is None or generate is None:
@@ -75,13 +75,15 @@ class LLMJudge(Judging):
         answers = generate([item["prompt"] for item in asked], max_new_tokens=self.max_new_tokens, temperature=0)
         for item, answer in zip(asked, answers, strict=True):
             item["answer"] = answer
-        length = Score(metric="answer_length", value=fmean(map(len, answers)), n=len(asked), unscored=len(items) - len(asked))
         ratings = self._ratings(items, run) if self.mode != "pairwise" else []
+        if self.dry_run:
+            return Evaluation([], items)
+        length = Score(metric="answer_length", value=fmean(map(len, answers)), n=len(asked), unscored=len(items) - len(asked))
         return Evaluation([*ratings, length], items)
 
     @hookimpl
     def compare_answers(self, base_items: list[dict[str, Any]], tuned_items: list[dict[str, Any]], run: Run) -> Evaluation:
-        """The tuned model against the base (or `against`) in pairs, `win_rate` first, and how the ratings changed."""
+        """The tuned model against the base (or `against`) in pairs, `win_rate` first, and how the ratings changed; no scores in a dry run."""
         _check_same_questions(base_items, tuned_items)
         from ftx_llm_judge_jury import jury, warn_of_unscored
         from ftx_llm_judge_pairs import compare_items, pair_scores
@@ -93,16 +95,16 @@ class LLMJudge(Judging):
         with jury(self, run) as judges:
             before = self._before(base_items)
             items = compare_items(before, tuned_items, judges, self.jury, run.seed, references=self.show_reference)
+        if self.dry_run:  # equal answers are a tie, asked or not: that is no score of a judge who was not asked
+            return Evaluation([], items)
         reasons = [item["reason"] for item in items if item["verdict"] == "unscored"]
-        if len(reasons) < len(items):
-            warn_of_unscored(len(reasons), len(items), reasons, run)
-            return Evaluation([*pair_scores(items, run.seed), *changes], items)
-        if not self.dry_run:
-            raise RunError(f"llm-judge: none of the {len(items)} pairs could be scored ({reasons[0]}).", "The items in eval/llm-judge say why.")
-        return Evaluation(changes, items)
+        if len(reasons) == len(items):
+            raise RunError(f"llm-judge: none of the {len(items)} pairs could be scored ({reasons[0]}).")
+        warn_of_unscored(len(reasons), len(items), reasons, run)
+        return Evaluation([*pair_scores(items, run.seed), *changes], items)
 
     def _ratings(self, items: list[dict[str, Any]], run: Run) -> list[Score]:
-        """Rate what can be rated; no scores in a dry run."""
+        """Rate what can be rated; no scores in a dry run, else RunError where nothing could be rated."""
         from ftx_llm_judge_jury import jury, warn_of_unscored
         from ftx_llm_judge_rating import rate_items, rating_scores
 
@@ -112,13 +114,13 @@ class LLMJudge(Judging):
                 item |= {"verdict": "unscored", "reason": "the rubric needs a reference answer, and the row has none"}
         with jury(self, run) as judges:
             rate_items([item for item in items if not item["verdict"]], criteria, judges, self.jury, run.seed, references=self.show_reference)
+        if self.dry_run:
+            return []
         reasons = [item["reason"] for item in items if item["verdict"] == "unscored"]
-        if len(reasons) < len(items):
-            warn_of_unscored(len(reasons), len(items), reasons, run)
-            return rating_scores(items, criteria, run.seed)
-        if not self.dry_run:
+        if len(reasons) == len(items):
             raise RunError(f"llm-judge: none of the {len(items)} answers could be rated ({reasons[0]}).")
-        return []
+        warn_of_unscored(len(reasons), len(items), reasons, run)
+        return rating_scores(items, criteria, run.seed)
 
     def _checked(self, run: Run) -> Evaluation:
         from ftx_llm_judge_check import check_pairs, check_scores

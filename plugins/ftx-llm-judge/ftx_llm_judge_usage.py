@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 class Usage:
     """The counts of one evaluator's judges over the whole run: base, tuned and change.
 
-    They stand in `run.notes["usage"]`, one entry a judge, and so in the manifest. Judges that work at the same time keep
-    the caps only each by itself.
+    They stand in `run.notes["usage"]`, one entry a judge, and so in the manifest; those of a dry run, which uses nothing, in
+    `run.notes["estimate"]`. Judges that work at the same time keep the caps only each by itself.
     """
 
     def __init__(self, options: Judging, model: str, run: Run) -> None:
         self._options = options
         self._model = model
-        self._judges: dict[str, dict[str, Any]] = run.notes.setdefault("usage", {}).setdefault(options.called, {})
+        kind = "estimate" if options.dry_run else "usage"
+        self._judges: dict[str, dict[str, Any]] = run.notes.setdefault(kind, {}).setdefault(options.called, {})
         self._counts = self._judges.setdefault(model, dict.fromkeys(("calls", "cached", "input_tokens", "output_tokens"), 0))
         self._under_way = 0.0  # USD that the requests under way may cost at most
         self._changed = threading.Condition()

@@ -403,10 +403,11 @@ def test_dry_run_asks_nothing(run):
     seen = []
     with served(honest, seen) as address:
         hooks = plugin(address, dry_run=True)
-        items = hooks.evaluate_model(answering(["4", "Paris", "red"]), QUESTIONS, run).items
-        evaluation = hooks.compare_answers(items, [{**item, "answer": "x"} for item in items], run)
-    assert seen == [] and evaluation.scores == []
-    assert {item["reason"] for item in (*items, *evaluation.items)} == {"dry run"}
+        rated = hooks.evaluate_model(answering(["4", "Paris", "x"]), QUESTIONS, run)
+        paired = hooks.compare_answers(rated.items, [{**item, "answer": "x"} for item in rated.items], run)
+    assert seen == [] and rated.scores == paired.scores == []
+    assert [item.get("reason") for item in (*rated.items, *paired.items)] == ["dry run"] * 5 + [None], "the last pair is equal: nobody would be asked"
+    assert run.notes["estimate"]["llm-judge"]["judge"]["calls"] == 3 + 4 and "usage" not in run.notes
 
 
 def test_preflight(run):
@@ -424,7 +425,8 @@ def test_options_are_checked():
         LLMJudge(concurrency=0)
 
 
-def test_check_on_the_command_line(tmp_path):
+def test_check_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTX_CACHE", str(tmp_path / "cache"))
     write_lines(tmp_path / "scores.jsonl", [{"prompt": "q", "answer": "a", "score": 3}, {"prompt": "q", "answer": "b", "score": 4}])
     with served(lambda *_: '{"score": 3}') as address:
         options = [f"llm-judge.{one}" for one in (f"check={tmp_path / 'scores.jsonl'}", f"base_url={address}", "model=judge", "cache=none")]
@@ -433,6 +435,7 @@ def test_check_on_the_command_line(tmp_path):
     assert [(score["metric"], score["model"], score["value"]) for score in json.loads(answer.stdout)] == [
         *(("accuracy", "judge", 0.5), ("kappa", "judge", 0.0), ("unscored_share", "judge", 0.0))
     ]
+    assert not list(tmp_path.rglob("judge.sqlite")), "cache=none keeps none"
 
 
 def test_a_run_and_its_evaluation_again(tmp_path, monkeypatch):
@@ -454,6 +457,14 @@ def test_a_run_and_its_evaluation_again(tmp_path, monkeypatch):
         assert scores[key]["n"] == 4 and scores[key]["unscored"] == 0
         assert scores[key]["ci_low"] <= scores[key]["value"] <= scores[key]["ci_high"]
     assert [item["prompt"] for item in outcome.directory.read_items("llm-judge", "change")] == [row["prompt"] for row in examples]
+    usage = outcome.directory.read_json("manifest.json")["usage"]["llm-judge"]["judge"]
+    assert usage["calls"] == asked and usage["cached"] > 0 and usage["input_tokens"] > 0, "the run's, and the second evaluation's from the cache"
+
+    files = {path: path.read_bytes() for path in outcome.directory.path.rglob("*") if path.is_file()}
+    dry = ftx("eval", outcome.directory, "--evaluator", "llm-judge", "-o", "llm-judge.dry_run=true", "-o", "llm-judge.cache=none", "--json")
+    assert dry.exit_code == 0, dry.output
+    assert json.loads(dry.stdout)["estimate"]["llm-judge"]["judge"]["calls"] >= 8
+    assert {path: path.read_bytes() for path in outcome.directory.path.rglob("*") if path.is_file()} == files, "a dry run changes the run"
 
 
 def test_every_module_is_in_the_wheel():
