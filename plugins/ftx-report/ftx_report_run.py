@@ -32,6 +32,7 @@ def run_page(told: Told, *, title: str = "", limit: int = 10_000) -> str:
         Part(heading="Training", id="training", charts=[(name, chart) for name, chart in charts if not of_preferences(name)]),
         Part(heading="Rewards", id="rewards", charts=preferences),
         plan_part(told),
+        Part(heading="What judging took", id="usage", rows=usage_rows(told)),
         Part(heading="Items", id="browse", browser=bool(sets)),
         *audit_parts(told),
         Part(heading="Recipe and versions", id="recipe", texts=texts_of(told)),
@@ -227,6 +228,19 @@ def duration(seconds: float) -> str:
 
 def count(value: float) -> str:
     return f"{value:,.0f}"
+
+
+# ---- what judging took ---------------------------------------------------------------------------------------------
+
+
+def usage_rows(told: Told) -> list[dict[str, str]]:
+    """One row a judge: its calls, tokens and money (blank where it has no price), of the run and of every `ftx eval` since."""
+    judges = [(f"{evaluator}: {judge}", counts) for evaluator, each in (told.manifest.get("usage") or {}).items() for judge, counts in each.items()]
+    shown = {"calls": "calls", "cached": "from the cache", "input_tokens": "input tokens", "output_tokens": "output tokens"}
+    return [
+        {"judge": name, **{title: value_text(counts.get(key)) for key, title in shown.items()}, "USD": value_text(counts.get("cost"))}
+        for name, counts in judges
+    ]
 
 
 # ---- the audit -----------------------------------------------------------------------------------------------------

@@ -179,6 +179,18 @@ def test_categories_and_a_judges_reasons(tmp_path):
     assert "Training raised average from 3.000 to 5.000 on 8 items (change +2.000 [+1.500, +2.500])." in found.words
 
 
+def test_what_judging_took(tmp_path):
+    assert "What judging took" not in page_of(judged_run(tmp_path / "free")).words
+    counts = {"calls": 1640, "cached": 12, "input_tokens": 1_200_000, "output_tokens": 90_000, "cost": 3.5}
+    usage = {"llm-judge": {"gpt-4": counts, "local:qwen3": {"calls": 8, "cached": 0, "input_tokens": 950, "output_tokens": 80}}}
+    section = run_page(tell(write_run(tmp_path / "run", manifest={"usage": usage}))).partition("What judging took")[2].partition("</section>")[0]
+    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", section) == [
+        *("judge", "calls", "from the cache", "input tokens", "output tokens", "USD"),
+        *("llm-judge: gpt-4", "1,640", "12", "1,200,000", "90,000", "3.5"),
+        *("llm-judge: local:qwen3", "8", "0", "950", "80", ""),
+    ]
+
+
 def test_recipe_and_versions_can_be_copied(tmp_path):
     run = write_run(tmp_path / "run")
     html = run_page(tell(run))
