@@ -71,6 +71,27 @@ def test_only_what_leaves_the_training_as_it_is_may_change(toy_run, tmp_path, cl
     assert "Give a per_device_train_batch_size that divides 8" in odd.stderr
 
 
+@pytest.mark.parametrize("killed", ["ftx.memory.write_text", "ftx.pipeline.write_manifest"])
+def test_a_kill_while_the_change_is_written_is_no_edit(toy_run, tmp_path, cli, monkeypatch, killed):
+    """Before recipe.yaml is written, and between it and the manifest: the next resume goes on either way, and the manifest tells the truth."""
+    run, change = tmp_path / "run", {"trainer.per_device_train_batch_size": [4, 2], "trainer.gradient_accumulation_steps": [2, 4]}
+    stop = ("--observer", "ftx.testing.own:CtrlC", "-o", "ftx.testing.own:CtrlC.after=1")
+    assert cli(*toy_run("-o", "trainer.save_steps=1", "-o", "trainer.max_steps=2", *stop)).exit_code == 130
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(killed, dies)
+        assert cli("resume", run, "-o", "trainer.per_device_train_batch_size=2").exit_code == 130
+    written = killed == "ftx.pipeline.write_manifest"
+    assert ("per_device_train_batch_size: 2" in (run / "recipe.yaml").read_text()) == written
+    result = cli("resume", run)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest.get("changed") == ([change] if written else None) and "changing" not in manifest and "drift" not in manifest
+
+
 def test_the_plan_stands_beside_it(tmp_path):
     run = make_run(tmp_path / "run")
     run.directory.write_json("plan.json", {"predicted": {"peak_memory": 3 << 30, "by_kind": {"weights": 1 << 30, "activations": 2 << 30}}})

@@ -8,6 +8,7 @@ from typing import Any
 from ftx.catalogue import Catalogue
 from ftx.errors import RecipeError
 from ftx.manifest import manifest_of, sha256
+from ftx.memory import settled
 from ftx.run import Run, RunDir
 
 #: What of the manifest decides the weights. Hardware may change their last bits: that is said and recorded, not refused.
@@ -21,6 +22,7 @@ def heed_drift(directory: RunDir, run: Run, catalogue: Catalogue, *, accept: boo
     before = directory.read_json("manifest.json")
     if before is None:
         raise RecipeError(f"{directory} has no manifest.json, so nothing says what the run was made of.", "Start again: ftx run " + str(directory.recipe))
+    before = settled(before, directory)
     if before.get("drift"):
         run.notes["drift"] = before["drift"]
     after = {**manifest_of(run, catalogue), "recipe": sha256(directory.recipe)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from ftx.catalogue import Catalogue
 from ftx.errors import RecipeError, RunError
 from ftx.machine import said
+from ftx.manifest import sha256
 from ftx.measure import resident
 from ftx.recipe import Recipe, merge, read_recipe, resolve, to_yaml
 from ftx.run import Run, RunDir, write_text
@@ -143,14 +145,27 @@ def with_changes(directory: RunDir, assignments: tuple[str, ...], catalogue: Cat
 
 
 def record(directory: RunDir, recipe: Recipe, changed: dict[str, Any], run: Run) -> None:
-    """Write what a resume changes into recipe.yaml, and with what earlier ones changed into the manifest's `changed`."""
-    earlier = directory.read_json("manifest.json", {}).get("changed", [])
+    """Write what a resume changes into recipe.yaml, and with what earlier ones changed into the manifest's `changed`. The manifest
+    says first what recipe.yaml is about to be (`changing`): killed between the two, it is no edit."""
+    manifest = settled(directory.read_json("manifest.json", {}), directory)
+    earlier = manifest.get("changed", [])
     if changed:
-        write_text(directory.recipe, to_yaml(recipe))
+        text = to_yaml(recipe)
+        begun = {"recipe": hashlib.sha256(text.encode()).hexdigest(), "changed": changed}
+        directory.write_json("manifest.json", manifest | {"changing": begun})
+        write_text(directory.recipe, text)
         for name, (before, after) in changed.items():
             run.say(f"{name}: {before} -> {after}")
     if earlier or changed:
         run.notes["changed"] = [*earlier, *([changed] if changed else [])]
+
+
+def settled(manifest: dict[str, Any], directory: RunDir) -> dict[str, Any]:
+    """A run's manifest, with the change of recipe.yaml that a process wrote and was killed behind."""
+    begun = manifest.get("changing")
+    if not begun or sha256(directory.recipe) != begun["recipe"]:
+        return manifest
+    return manifest | {"recipe": begun["recipe"], "changed": [*manifest.get("changed", []), begun["changed"]]}
 
 
 def differences(before: Recipe, after: Recipe) -> dict[str, Any]:
