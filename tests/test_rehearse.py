@@ -85,6 +85,46 @@ def test_a_run_writes_what_it_took_and_is_the_same_run(toy_run, tmp_path, cli, m
     assert torch.equal(ours, theirs)
 
 
+def measured_of(run):
+    return json.loads((run / "plan.json").read_text())["measured"]
+
+
+def test_a_killed_run_has_what_was_measured_and_its_resumption_the_sum(toy_run, tmp_path, cli, process, monkeypatch):
+    """Killed behind step 4 of 6 with checkpoints of 2 and 4; the newer one is spoiled, so the steps 3 and 4 are trained, and counted, again."""
+    monkeypatch.setenv("FTX_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    saves = ("-o", "trainer.save_steps=2", "-o", "trainer.save_total_limit=9")
+    assert process(*toy_run(*saves, "--observer", "toys:Dying", "-o", "toys:Dying.at=4")).returncode < 0
+    logged = {line["step"]: line["tokens"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+    killed = measured_of(run)
+    assert killed["tokens"] == logged[4] and killed["seconds"] > 0 and killed["peak_memory"] > 0
+    inside = run / "checkpoints" / "checkpoint-2" / "ftx-measured.json"
+    assert json.loads(inside.read_text())["tokens"] == logged[2] < logged[4]
+    (run / "checkpoints" / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
+    monkeypatch.setenv("FTX_TEST_SURVIVE", "1")
+    resumed = cli("resume", run)
+    assert resumed.exit_code == 0 and "Going on from step 2." in resumed.stdout, resumed.output
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert measured_of(run)["tokens"] == lines[-1]["tokens"], "what stands beside the prediction for the whole run is of the whole run"
+    assert measured_of(run)["seconds"] > json.loads(inside.read_text())["seconds"] and measured_of(run)["disk"] > 0
+
+
+def test_a_run_that_an_error_ended_has_what_was_measured(toy_run, tmp_path, cli):
+    assert cli(*toy_run("--observer", "toys:Falling")).exit_code == 1  # before any checkpoint
+    assert measured_of(tmp_path / "run")["seconds"] > 0 and measured_of(tmp_path / "run")["peak_memory"] > 0
+
+
+def test_several_processes_of_a_run_keep_the_largest_peak_and_sum_the_rest(tmp_path):
+    before = {"peak_memory": 9, "by_kind": {"weights": 9}, "step": 2, "batch_tokens": 3, "resident_memory": 7, "seconds": 1.0, "tokens": 10}
+    before |= {"timed_steps": 8, "seconds_per_token": 0.1}
+    (tmp_path / "ftx-measured.json").write_text(json.dumps(before))
+    peak = Peak(Run(recipe=Recipe(), ledger=Ledger()), checkpoint=tmp_path)
+    now = {"peak_memory": 5, "by_kind": {"weights": 5}, "step": 4, "batch_tokens": 2, "resident_memory": 8, "seconds": 2.0, "tokens": 4}
+    now |= {"timed_steps": 3, "seconds_per_token": 0.2}
+    assert peak._with_earlier(now) == before | {"resident_memory": 8, "seconds": 3.0, "tokens": 14}
+    assert peak._with_earlier(now | {"peak_memory": 11, "timed_steps": 9})["by_kind"] == {"weights": 5}
+
+
 def test_only_longer_batches_are_measured(shared):
     """Of ten steps the first, the second, and those whose batch is longer than all before."""
     run = Run(recipe=Recipe(), ledger=Ledger())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ftx.measure import Measured, measure, resident, size_of
-from ftx.run import Run, RunDir
+from ftx.run import Run, RunDir, write_text
 
 log = logging.getLogger("ftx")
 
 #: A batch is measured if it has this many times the tokens of any before it: of near lengths one is enough.
 LONGER = 1.02
+#: In every checkpoint: `measured` of plan.json as it was at that step, for the process that goes on from there.
+MEASURED = "ftx-measured.json"
 #: Steps that were neither the first nor measured from which a run's speed is taken over for later plans.
 TIMED = 5
 
@@ -27,10 +30,15 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 
     Nobody knows beforehand which batch will be the longest, so each is measured that is longer than all before it: of n
     random ones about ln n. The first step has no optimizer states yet, so the next one is measured whatever its length.
+
+    plan.json has what is known since the last save, however the process ends; `checkpoint` is the one that it goes on from.
     """
 
-    def __init__(self, run: Run, apart: Sequence[Any] = ()) -> None:
+    def __init__(self, run: Run, apart: Sequence[Any] = (), checkpoint: Path | None = None) -> None:
         self.run, self.apart = run, apart
+        kept = checkpoint / MEASURED if checkpoint else None
+        self.earlier: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept and kept.exists() else {}
+        self.began: float | None = None
         self.peak, self.about = 0, dict[str, Any]()
         self.longest = self.tokens = 0
         self.steps = list[tuple[float, int, bool]]()  # seconds, tokens with padding, whether measured
@@ -118,21 +126,41 @@ class Peak(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         self.tokens = int((logs or {}).get("tokens", self.tokens))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.close()
-        if self.run.is_main:
-            note(self.run, **self.result(time.monotonic() - self.began))
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._keep(f"checkpoint-{state.global_step}")
+
+    def _keep(self, checkpoint: str | None = None) -> None:
+        """Write what is known into plan.json, and into a checkpoint that was just saved."""
+        if self.began is None or not self.run.is_main:
+            return
+        assert self.run.directory is not None
+        found = self._with_earlier(self.result(time.monotonic() - self.began))
+        if checkpoint and (self.run.directory.checkpoints / checkpoint).is_dir():
+            write_text(self.run.directory.checkpoints / checkpoint / MEASURED, json.dumps(found))
+        note(self.run, found)
+
+    def _with_earlier(self, found: dict[str, Any]) -> dict[str, Any]:
+        """What this process found, with what those before it did: the largest peak, all time and tokens, the surest speed."""
+        joined = {**self.earlier, **found}
+        for leading, following in (("peak_memory", ("by_kind", "step", "batch_tokens")), ("timed_steps", ("seconds_per_token",))):
+            if self.earlier.get(leading, 0) > found.get(leading, 0):
+                joined |= {name: self.earlier[name] for name in (leading, *following)}
+        for name, join in (("seconds", sum), ("tokens", sum), ("resident_memory", max)):
+            joined[name] = join([self.earlier.get(name, 0), found[name]])
+        return joined
 
     def close(self) -> None:
-        """Take away the hook, and a measurement that an error broke off."""
+        """Take away the hook, and a measurement that an error broke off; keep what is known."""
         if self.block is not None:
             self.block.close()
         if self.hook is not None:
             self.hook.remove()
         self.block = self.hook = None
+        with contextlib.suppress(OSError):  # a full disk is what ended the training, and is told as that
+            self._keep()
 
     def result(self, seconds: float) -> dict[str, Any]:
-        """What is known at the end of training, as `measured` of plan.json has it: bytes, seconds, tokens."""
+        """What this process knows, as `measured` of plan.json has it: bytes, seconds, tokens."""
         found: dict[str, Any] = {"peak_memory": self.peak, **self.about} if self.peak else {}
         found |= {"resident_memory": resident(), "seconds": round(seconds, 3), "tokens": self.tokens}
         plain = [(seconds, count) for seconds, count, measured in self.steps[1:] if not measured]
@@ -168,18 +196,10 @@ def parts_of(parameter: Any) -> list[Any]:
     return found
 
 
-def note(run: Run, **measured: Any) -> None:
-    """Add to `measured` of the run's plan.json; a run that was resumed keeps its largest peak, and sums its time and tokens."""
-    directory = run.directory
-    assert directory is not None
-    plan = directory.read_json("plan.json", {})
-    before = plan.get("measured", {})
-    if before.get("peak_memory", 0) > measured.get("peak_memory", 0):
-        measured |= {name: before[name] for name in ("peak_memory", "by_kind", "step", "batch_tokens")}
-    for name, join in (("seconds", sum), ("tokens", sum), ("resident_memory", max)):
-        if name in before and name in measured:
-            measured[name] = join([before[name], measured[name]])
-    directory.write_json("plan.json", {**plan, "measured": {**before, **measured}})
+def note(run: Run, measured: dict[str, Any]) -> None:
+    """Write `measured` of the run's plan.json."""
+    assert run.directory is not None
+    run.directory.write_json("plan.json", {**run.directory.read_json("plan.json", {}), "measured": measured})
 
 
 def finish(run: Run) -> None:
@@ -188,8 +208,8 @@ def finish(run: Run) -> None:
     from ftx.speed import remember
 
     assert run.directory is not None
-    note(run, disk=disk_of(run.directory))
-    measured = run.directory.read_json("plan.json")["measured"]
+    measured = run.directory.read_json("plan.json", {}).get("measured", {}) | {"disk": disk_of(run.directory)}
+    note(run, measured)
     if measured.get("timed_steps", 0) >= TIMED and run.recipe.start is None:
         remember(run.recipe, read_shape(run.model_path), run.device, measured["seconds_per_token"])
 

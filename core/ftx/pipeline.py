@@ -215,8 +215,8 @@ def fit(hooks: Hooks, model: Any, tokenizer: Any, splits: dict[str, Split], run:
     checkpoint = rewind(run.directory, console.say)
     if resume is not None:
         console.say(f"Going on from step {step_of(checkpoint)}." if checkpoint else "There was no checkpoint: starting over.")
-    interrupt, peak = Interrupt(console), Peak(run)
-    callbacks = [interrupt, Metrics(run, console), Watch(run), Checkpoints(run), peak]
+    interrupt, peak = Interrupt(console), Peak(run, checkpoint=checkpoint)
+    callbacks = [interrupt, Metrics(run, console), Watch(run), peak, Checkpoints(run)]  # the last marks what the others put into a checkpoint
     for _, more in hooks.each("trainer_callbacks", run=run):
         callbacks += more or []
     evaluation = splits["eval"].tokens if "eval" in splits else None
