@@ -74,7 +74,7 @@ def process_of_module():
 
 
 def _process():
-    def call(*arguments: str, start: bool = False, timeout: float = 600, **environment: str):
+    def call(*arguments: str, start: bool = False, timeout: float = 1500, **environment: str):
         path = os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **environment}
         command = [sys.executable, "-m", "ftx", *(str(argument) for argument in arguments)]
