@@ -679,3 +679,8 @@ def test_links_lead_somewhere(file):
 
 def test_every_page_is_on_the_map():
     assert {file.name for file in DOCS.glob("*.md")} - {"index.md"} <= set(re.findall(r"\(([\w-]+\.md)\)", page("index.md")))
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_nothing_is_left_to_be_filled_in(file):
+    assert not re.findall(r"@@\w+@@|\bTODO\b|\bTBD\b|\bFIXME\b|\bXXX\b", file.read_text("utf-8"))
