@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from shelf import install
 from support import write_rows
 
 from ftx.drift import MATTERS, NOTED, describe, differences
+from ftx.recipe import Choice
 
 PLUGIN = '''
 from toys import Pairs as Base
@@ -86,6 +88,25 @@ def test_each_change_that_matters_is_refused(cli, stopped):
     back = changed(run / "manifest.json", f'"torch": "{manifest["libraries"]["torch"]}"', '"torch": "2.0.0"')
     assert refused(cli, stopped) == [f"the library torch was 2.0.0 and is {manifest['libraries']['torch']}"]
     back()
+
+
+def test_a_file_that_an_option_names_is_a_part_of_the_run(stopped):
+    """A judge's rubric, for one: base and tuned would be rated by different rules."""
+    from ftx.manifest import manifest_of
+    from ftx.testing.runs import catalogue, make_run
+
+    named = [str(stopped / "rubric.yaml"), str(stopped / "none.yaml")]
+    for file in ("rubric.yaml", "answers.sqlite"):
+        (stopped / file).write_text("polite: 1\n")
+    judge = Choice("mine", {"rubric": named, "cache": str(stopped / "answers.sqlite"), "mode": "rubric"})
+    run = make_run(evaluators=(), observers=())
+    run.recipe = replace(run.recipe, evaluators=(judge,), observers=(Choice("mine", {"file": named}),))
+    plugins = catalogue(evaluator={"mine": object}, observer={"mine": object})
+    before = manifest_of(run, plugins)
+    assert list(before["files"]) == ["evaluator:mine.rubric"]
+    (stopped / "rubric.yaml").write_text("polite: 2\n")
+    said = [describe(*change) for change in differences(before, manifest_of(run, plugins), MATTERS)]
+    assert said == ["what stands in the file that the option evaluator:mine.rubric names has changed"]
 
 
 def test_accepted_drift_goes_on_and_stays_in_the_manifest(cli, stopped, tmp_path):

@@ -19,7 +19,7 @@ from ftx import __version__
 from ftx.authoring import declared
 from ftx.hooks import Hooks
 from ftx.ledger import Entry
-from ftx.manifest import data_fingerprint
+from ftx.manifest import data_fingerprint, named_files, sha256
 from ftx.models import cache_directory
 from ftx.options import as_dict
 from ftx.run import Run
@@ -65,9 +65,9 @@ def key_of(reference: str, hooks: Hooks, run: Run) -> str | None:
             options = as_dict(plugin)
             read = declared(type(plugin), "encodes_with") if key.startswith("trainer:") else None
             kept = options if read is None else {name: options[name] for name in read}
-            plugins.append([key, f"{type(plugin).__module__}:{type(plugin).__qualname__}", kept, _named_files(kept)])
+            plugins.append([key, f"{type(plugin).__module__}:{type(plugin).__qualname__}", kept, named_files(kept)])
     recipe = run.recipe
-    tokenizer = {str(file.relative_to(run.model_path)): _sha256(file) for file in _tokenizer_files(run.model_path)}
+    tokenizer = {str(file.relative_to(run.model_path)): sha256(file) for file in _tokenizer_files(run.model_path)}
     parts = [
         [FORM, __version__, [metadata.version(name) for name in LIBRARIES], list(sys.version_info[:2])],
         [reference, data],
@@ -152,20 +152,3 @@ def _stamp(file: str) -> list[int] | None:
 
 def _tokenizer_files(path: Path) -> list[Path]:
     return sorted(file for pattern in ("*", "additional_chat_templates/*") for file in path.glob(pattern) if file.suffix in TOKENIZER)
-
-
-def _named_files(value: Any) -> list[str]:
-    """What stands in files that options name."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [digest for one in value for digest in _named_files(one)]
-    with contextlib.suppress(OSError, ValueError):
-        if isinstance(value, str) and value and Path(value).expanduser().is_file():
-            return [_sha256(Path(value).expanduser())]
-    return []
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from ftx.memory import settled
 from ftx.run import Run, RunDir
 
 #: What of the manifest decides the weights. Hardware may change their last bits: that is said and recorded, not refused.
-MATTERS = ("recipe", "ftx", "plugins", "libraries", "python", "model", "data", "seed", "dtype", "device")
+MATTERS = ("recipe", "ftx", "plugins", "libraries", "python", "model", "data", "files", "seed", "dtype", "device")
 NOTED = ("hardware",)
 
 
@@ -62,6 +62,8 @@ def describe(what: str, before: Any, after: Any) -> str:
     if head == "data":
         name = rest.partition(".")[2].removeprefix("files.").removesuffix(".sha256").removesuffix(".bytes") or rest
         return f"the data {name} " + ("is new" if before is None else "is gone" if after is None else "has changed")
+    if head == "files":
+        return f"what stands in the file that the option {rest} names has changed"
     if head == "plugins" and what.endswith(".sha256"):
         return f"the code of the plugin {rest.removesuffix('.sha256')} has changed"
     named = {"plugins": f"the plugin {rest}", "libraries": f"the library {rest}", "hardware": f"the hardware ({rest})"}.get(head, what)

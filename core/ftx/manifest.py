@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata as metadata
 import os
@@ -58,6 +59,12 @@ def manifest_of(run: Run, catalogue: Catalogue) -> dict[str, Any]:
         "libraries": {name: version for name in sorted(names) if (version := _version(name))},
         "python": platform.python_version(),
         "model": {"reference": run.model, "revision": models.revision(run.model_path), "fingerprint": models.fingerprint(run.model_path)},
+        "files": {
+            f"{stage}:{choice.name}.{option}": digests
+            for stage, choice in run.recipe.choices()
+            for option, value in choice.options.items()
+            if stage != "observer" and option != "cache" and (digests := named_files(value))  # those are written by the run itself
+        },
         "data": {name: data_fingerprint(reference) for name in ("data", "eval_data") if (reference := getattr(run.recipe, name))},
         "seed": run.seed,
         "dtype": str(run.dtype).removeprefix("torch."),
@@ -75,6 +82,18 @@ def data_fingerprint(reference: str) -> dict[str, Any]:
     if not files:
         return {"hub": reference}
     return {"files": {str(file.absolute()): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}}
+
+
+def named_files(value: Any) -> list[str]:
+    """sha256 of each file that the value of an option names."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [digest for one in value for digest in named_files(one)]
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(value, str) and value and Path(value).expanduser().is_file():
+            return [sha256(Path(value).expanduser())]
+    return []
 
 
 def weights_of(model: Path) -> dict[str, str]:
