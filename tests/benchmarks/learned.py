@@ -1,0 +1,112 @@
+"""Does ftx learn what plain TRL learns? Both take the same steps on snips and answer the same held-out requests; writes docs/benchmarks.md.
+
+`learned.py [--steps N] [--questions N]`: LoRA, 16 rows a step, a process for each side. Compared are the mean loss of the last ten steps
+(within 2 %, or the status is 1) and the exact match, by one evaluator. TRL recomputes activations as it comes, and takes bfloat16 where
+ftx does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from run import DATA, TOYS, call, processor, replace
+
+MARKS = "<!-- learned: begin -->", "<!-- learned: end -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--questions", type=int, default=100)
+    asked = parser.parse_args()
+    if not DATA.is_dir():
+        sys.exit("the data is not at ../shared/data: nothing was measured")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        subprocess.run([sys.executable, TOYS.parent.parent / "examples" / "snips.py", DATA / "snips", work], check=True, stdout=subprocess.DEVNULL)
+        train, held_out = work / "snips-train.jsonl", work / "some-validation.jsonl"
+        lines = (work / "snips-validation.jsonl").read_text("utf-8").splitlines(keepends=True)
+        held_out.write_text("".join(lines[:: len(lines) // asked.questions][: asked.questions]), encoding="utf-8")
+        sides = {"ftx": ftx(work, train, held_out, asked.steps), "plain TRL": trl(work, train, held_out, asked.steps)}
+    write_page(sides, asked)
+
+
+def ftx(work: Path, train: Path, held_out: Path, steps: int) -> dict:
+    """`ftx run` as it comes -> losses, and the scores of the tuned model by metric."""
+    given = {"max_steps": steps, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "logging_steps": 1, "save_strategy": "no"}
+    options = [word for name, value in given.items() for word in ("-o", f"trainer.{name}={value}")]
+    plugins = ["--formatter", "alpaca", "--adapter", "lora", "--evaluator", "exact-match", "-o", "exact-match.max_new_tokens=128"]
+    files = ["--data", train, "--eval-data", held_out, "--allow-overlap", "--output", work / "run"]
+    call([sys.executable, "-m", "ftx", "run", *plugins, *files, *options], work)
+    losses = [json.loads(line)["loss"] for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = json.loads((work / "run" / "scores.json").read_text())
+    return {"losses": losses, "scores": {score["metric"]: score for score in scores if score["phase"] == "tuned"}}
+
+
+def trl(work: Path, train: Path, held_out: Path, steps: int) -> dict:
+    """The plain script; its adapter answers through ftx's generator and is judged by the same evaluator."""
+    import torch
+
+    from ftx.device import best_dtype
+
+    half = best_dtype("cpu") is torch.bfloat16
+    settings = {"model": "smollm2", "data": str(train), "dtype": "float32", "bf16": half, "checkpointing": True, "steps": steps, "batch": 16}
+    settings |= {"accumulation": 1, "output": str(work / "trl"), "result": str(work / "trl.json")}
+    (work / "settings.json").write_text(json.dumps(settings))
+    call([sys.executable, TOYS / "plain_trl.py", work / "settings.json"], work)
+    return {"losses": json.loads((work / "trl.json").read_text())["losses"], "scores": judge(work / "trl", held_out)}
+
+
+def judge(adapter: Path, held_out: Path) -> dict:
+    """metric -> score of a saved peft adapter on the held-out questions."""
+    from peft import PeftModel
+
+    from ftx import models
+    from ftx.data import read_dataset
+    from ftx.device import best_dtype
+    from ftx.generate import Generate
+    from ftx.ledger import Ledger
+    from ftx.run import Run
+    from ftx_exact_match import ExactMatch
+    from ftx_formats import Alpaca
+
+    run = Run(recipe=None, ledger=Ledger())  # type: ignore[arg-type]
+    path = models.resolve("smollm2")
+    base = models.load_model(path, dtype=best_dtype("cpu"), device="cpu")
+    generate = Generate(PeftModel.from_pretrained(base, adapter).eval(), models.load_tokenizer(path))
+    questions = Alpaca().format_dataset(dataset=read_dataset(str(held_out), run.ledger), run=run)
+    scores = ExactMatch(max_new_tokens=128).evaluate_model(generate=generate, dataset=questions, run=run).scores
+    return {score.metric: score.as_dict() for score in scores}
+
+
+def write_page(sides: dict[str, dict], asked: argparse.Namespace) -> None:
+    final = {name: statistics.mean(side["losses"][-10:]) for name, side in sides.items()}
+    lines = [
+        f"`python tests/benchmarks/learned.py`, {datetime.date.today()}, {processor()}: LoRA on snips, {asked.steps} steps of 16 rows, learning rate",
+        f"2e-4, seed 42, then {asked.questions} held-out requests.",
+        "",
+        "| | loss, mean of the last ten steps | exact match | slots and intent, F1 |",
+        "|---|---|---|---|",
+        *(f"| {name} | {final[name]:.4f} | {cell(side['scores']['exact_match'])} | {cell(side['scores']['field_f1'])} |" for name, side in sides.items()),
+    ]
+    replace(MARKS, lines)
+    if not math.isclose(final["ftx"], final["plain TRL"], rel_tol=0.02):
+        sys.exit("the losses differ by more than 2 %")
+
+
+def cell(score: dict) -> str:
+    return f"{score['value']:.3f} [{score['ci_low']:.3f}, {score['ci_high']:.3f}]"
+
+
+if __name__ == "__main__":
+    main()
