@@ -192,6 +192,7 @@ def report(planner: Planner, case: Case, made: list[Change], console: Console) -
     if not shape.known:
         console.say(f"note: the formulas are made for models of Llama's kind; for '{shape.model_type}' they are an estimate.")
     lengths = f"{len(shape.lengths)} sequences, the longest of {shape.longest} tokens" if len(shape.lengths) > 1 else f"one sequence of {shape.longest} tokens"
+    lengths += f", joined to {shape.tokens} without padding" if shape.joined else ""
     again = "recomputed" if shape.checkpointing else "kept"
     console.say(f"a forward pass: {lengths}; {shape.accumulation} a step; activations {again}")
     for change in made:

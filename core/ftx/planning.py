@@ -15,7 +15,7 @@ from ftx.catalogue import Catalogue
 from ftx.errors import FtxError, first_line
 from ftx.hooks import Hooks
 from ftx.machine import Machine, compute_bytes, said
-from ftx.plan import Prediction, largest_batch, predict, steps_of
+from ftx.plan import Prediction, largest_batch, largest_packs, packed, predict, steps_of
 from ftx.recipe import Choice, Recipe, resolve
 from ftx.shape import Shape, read_shape
 from ftx.speed import known
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ftx")
 
-MICRO, TIMES, AGAIN, LENGTH = "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_length"
+MICRO, TIMES, AGAIN = "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"
+LENGTH, PACKING = "max_length", "packing"
 #: Lengths are tried in multiples of this, and none below SHORTEST is advised.
 GRAIN, SHORTEST = 64, 128
 #: transformers' name of Adam with states in 8 bits, which bitsandbytes has for GPUs.
@@ -112,6 +113,8 @@ class Planner:
         options = _options(recipe)
         micro, longest = options.get(MICRO, 1), length or options.get(LENGTH)
         if self.rows is not None:
+            if options.get(PACKING) and longest:
+                return shape.with_batch(*largest_packs([sum(row) for row in self.rows.lengths], self.rows.supervised, micro, longest))
             cut = [tuple(min(one, longest or one) for one in lengths) for lengths in self.rows.lengths]
             return shape.with_batch(*largest_batch(cut, self.rows.supervised, micro))
         trainer = next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith("trainer:"))
@@ -132,7 +135,7 @@ class Planner:
     def _with_data(self, recipe: Recipe, prediction: Prediction) -> Prediction:
         assert self.rows is not None
         options, rows = _options(recipe), self.rows
-        packs = math.ceil(rows.tokens / options[LENGTH]) if options.get("packing") and options.get(LENGTH) else len(rows.lengths)
+        packs = len(packed([sum(row) for row in rows.lengths], options[LENGTH])) if options.get(PACKING) and options.get(LENGTH) else len(rows.lengths)
         steps = steps_of(packs, options)
         passes = (
             steps * options.get(MICRO, 1) * options.get(TIMES, 1) / max(1, packs) if options.get("max_steps", -1) > 0 else options.get("num_train_epochs", 1)
@@ -205,11 +208,12 @@ def _shorter(planner: Planner, case: Case) -> Change | None:
     options = _options(case.recipe)
     if LENGTH not in options:
         return None
-    best = planner.longest(case.recipe, case.hooks, case.prediction.shape.longest - 1)
+    longest = options[LENGTH] if options.get(PACKING) else case.prediction.shape.longest
+    best = planner.longest(case.recipe, case.hooks, longest - 1)
     if best < SHORTEST:
         return None
     cut = sum(max(row) > best for row in planner.rows.lengths) if planner.rows else 0
-    what = f"rows of at most {best} tokens" + (f" (cuts {cut} rows)" if cut else "")
+    what = f"{'packs' if options.get(PACKING) else 'rows'} of at most {best} tokens" + (f" (cuts {cut} rows)" if cut else "")
     return Change(what, f"-o trainer.{LENGTH}={best}", planner.case(with_options(case.wanted, **{LENGTH: best})))
 
 

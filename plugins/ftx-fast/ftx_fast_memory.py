@@ -17,8 +17,8 @@ ELEMENTS = {"cpu": 6 << 20, "cuda": 1 << 28}
 PAYS, MULTIPLE = 0.03, 32
 
 
-def shaped(shape: Shape, parts: Collection[str]) -> Shape:
-    """The shape with those of the parts that apply to it, and its rows joined where that pays."""
+def shaped(shape: Shape, parts: Collection[str], *, packed: bool = False) -> Shape:
+    """The shape with those of the parts that apply to it, and its rows joined where that pays, or where the trainer has `packed` them."""
     cpu = shape.device == "cpu"
     on = {part for part in parts if part not in ("products", "memory")}
     if shape.softcap:
@@ -27,8 +27,9 @@ def shaped(shape: Shape, parts: Collection[str]) -> Shape:
         on -= {"layers"}
     lengths = shape.lengths
     padded = len(lengths) * max(lengths, default=0)
-    joined = {"rows", "attention"} <= on and len(lengths) > 1 and padded - sum(lengths) > PAYS * padded
-    if joined and cpu and -sum(lengths) % MULTIPLE:
+    pays = {"rows", "attention"} <= on and padded - sum(lengths) > PAYS * padded
+    joined = len(lengths) > 1 and (packed or pays)
+    if joined and not packed and cpu and -sum(lengths) % MULTIPLE:
         lengths = (*lengths, -sum(lengths) % MULTIPLE)
     return replace(shape, fused=frozenset(on), joined=joined, lengths=lengths)
 
@@ -45,6 +46,10 @@ def changes(shape: Shape) -> dict[str, int]:
             kept -= shape.norms * shape.between * shape.hidden * shape.tokens  # what the norm's weight multiplies, too
     if "attention" in shape.fused and shape.device == "cpu":
         kept += sum(attention(shape, count, longest) for count, longest in batches(shape)) - activations.attention(shape) * shape.tokens
+        if shape.output_kept and (shape.joined or shape.longest <= PRODUCTS):  # as the projection takes it: without padding, where rows are joined
+            kept += shape.compute * shape.queries * shape.tokens
+    elif shape.joined:  # packed rows under a mask: it as numbers, and keys and values repeated for each query head
+        kept += shape.compute * (shape.tokens + 2 * (shape.queries - shape.keys)) * shape.tokens
     return {"activations": shape.layers * kept}
 
 
@@ -67,16 +72,12 @@ def batches(shape: Shape) -> list[tuple[int, int]]:
 
 
 def attention(shape: Shape, count: int, length: int) -> int:
-    """Bytes that one layer keeps for the attention of `count` sequences of `length`: query, key, value, output, and the
-    probabilities of each block of short rows (longer ones: the log-sums, and where rows are joined their output as it was)."""
+    """Bytes that one layer keeps for the attention of `count` sequences of `length`, its projection's input apart: query, key,
+    value, and the probabilities of each block of short rows (longer ones: their output and the log-sums)."""
     e, tokens = shape.compute, count * length
     own = e * (shape.queries + 2 * shape.keys) * tokens
-    if shape.autocast:  # the rotary embedding gives queries and keys in float32
-        own, e = own + 2 * (shape.queries + shape.keys) * tokens, 4
-    output = shape.compute * shape.queries * tokens
     if length > PRODUCTS:
-        return own + output * (1 + (shape.joined and shape.output_kept)) + 4 * shape.heads * tokens
-    own += output * shape.output_kept
+        return own + shape.compute * shape.queries * tokens + 4 * shape.heads * tokens
     ends = [min(start + BLOCK, length) for start in range(0, length, BLOCK)]
     seen = sum((end - start) * end for start, end in zip(range(0, length, BLOCK), ends, strict=True))
     return own + e * shape.heads * count * seen

@@ -45,7 +45,7 @@ def shaped(options: Training, shape: Shape) -> Shape:
         accumulation=options.gradient_accumulation_steps,
         checkpointing=bool(options.gradient_checkpointing),
     )
-    return fast.shaped(shape, parts_of(options.fast))
+    return fast.shaped(shape, parts_of(options.fast), packed=getattr(options, "packing", False))
 
 
 def memory(options: Training, shape: Shape, *, compared: bool = False) -> dict[str, int]:
