@@ -109,6 +109,32 @@ def test_a_file_that_an_option_names_is_a_part_of_the_run(stopped):
     assert said == ["what stands in the file that the option evaluator:mine.rubric names has changed"]
 
 
+def test_an_adapter_does_not_go_onto_another_base(cli, toy_run, small, tiny, tmp_path):
+    """Not by eval, not by --from, and not by the resumption of a run that began with --from."""
+    first, second, short = tmp_path / "first", tmp_path / "second", ("--model", tmp_path / "base", "-o", "trainer.max_steps=2")
+    shutil.copytree(tiny, tmp_path / "base")
+    assert cli(*toy_run(*short, output=first)).exit_code == 0
+    stop = ("--observer", "ftx.testing.own:CtrlC", "-o", "ftx.testing.own:CtrlC.after=0")
+    assert cli(*toy_run(*short, *stop, "--from", first, output=second)).exit_code == 130
+    model = json.loads((second / "manifest.json").read_text())["model"]
+    assert model["beneath"] == [json.loads((first / "manifest.json").read_text())["model"]["fingerprint"]] != [model["fingerprint"]]
+
+    back = changed(tmp_path / "base" / "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
+    evaluation = ("--eval-data", small["eval"], "--evaluator", "toys:Equal")
+    for command in (["eval", first, *evaluation], toy_run(*short, "--from", first, output=tmp_path / "third")):
+        result = cli(*command)
+        assert result.exit_code == 2, result.output
+        assert f"{first} was trained on another model than {tmp_path / 'base'} is now" in result.stderr and "Put back the one" in result.stderr
+    assert not (tmp_path / "third").exists()
+    says = "the model that the run of --from was trained on has other weights, another config or another tokenizer"
+    result = cli("resume", second)
+    assert result.exit_code == 2 and [line.strip() for line in result.stderr.splitlines()[1:-1]] == [says], result.output
+    assert cli("resume", second, "--accept-drift").exit_code == 0
+    assert cli("eval", second, *evaluation).exit_code == 0, "what was accepted is the run's from then on"
+    back()
+    assert cli("eval", second, *evaluation).exit_code == 2 and cli("eval", first, *evaluation).exit_code == 0
+
+
 def test_accepted_drift_goes_on_and_stays_in_the_manifest(cli, stopped, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(stopped, folder)

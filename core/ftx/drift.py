@@ -39,6 +39,18 @@ def heed_drift(directory: RunDir, run: Run, catalogue: Catalogue, *, accept: boo
         run.notes["drift"] = [*run.notes.get("drift", []), *entries]
 
 
+def heed_base(directory: RunDir, found: list[str]) -> None:
+    """RecipeError if a run was trained on another model than the one that `found` are the fingerprints of: an adapter works on
+    its own base alone, and on another it gives something else without a word."""
+    model = directory.read_json("manifest.json", {}).get("model", {})
+    trained_on = [model["fingerprint"], *model.get("beneath", [])] if "fingerprint" in model else []
+    if found[: len(trained_on)] != trained_on:
+        raise RecipeError(
+            f"{directory} was trained on another model than {model.get('reference')} is now: its weights, config or tokenizer have changed.",
+            f"Put back the one whose fingerprint {directory.manifest} has, or train again: ftx run {directory.recipe} --output NEW",
+        )
+
+
 def differences(before: dict[str, Any], after: dict[str, Any], keys: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
     """(what, before, after) for everything under `keys` of two manifests that is not equal; `what` is a dotted path, None
     stands for what is not there."""
@@ -59,6 +71,8 @@ def describe(what: str, before: Any, after: Any) -> str:
         return "recipe.yaml was edited"
     if what == "model.fingerprint":
         return "the model has other weights, another config or another tokenizer"
+    if what == "model.beneath":
+        return "the model that the run of --from was trained on has other weights, another config or another tokenizer"
     if head == "data":
         name = rest.partition(".")[2].removeprefix("files.").removesuffix(".sha256").removesuffix(".bytes") or rest
         return f"the data {name} " + ("is new" if before is None else "is gone" if after is None else "has changed")

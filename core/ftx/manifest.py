@@ -17,7 +17,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from ftx import __version__, models
 from ftx.catalogue import Catalogue, Entry
 from ftx.readers import behind
-from ftx.recipe import to_yaml
+from ftx.recipe import merge, read_recipe, to_yaml
 from ftx.run import Run, RunDir
 
 LIBRARIES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "safetensors", "numpy")
@@ -51,6 +51,7 @@ def _added(one: Any, other: Any) -> Any:
 def manifest_of(run: Run, catalogue: Catalogue) -> dict[str, Any]:
     """What the run is made of here and now, and its notes."""
     entries = {f"{stage}:{choice.name}": catalogue.find(stage, choice.name) for stage, choice in run.recipe.choices()}
+    fingerprint, *beneath = fingerprints(run)
     names = {*LIBRARIES, *(name for entry in entries.values() for name in _requirements(entry))}
     return {
         "ftx": __version__,
@@ -58,7 +59,7 @@ def manifest_of(run: Run, catalogue: Catalogue) -> dict[str, Any]:
         "plugins": {key: _about(entry) for key, entry in entries.items()},
         "libraries": {name: version for name in sorted(names) if (version := _version(name))},
         "python": platform.python_version(),
-        "model": {"reference": run.model, "revision": models.revision(run.model_path), "fingerprint": models.fingerprint(run.model_path)},
+        "model": {"reference": run.model, "revision": models.revision(run.model_path), "fingerprint": fingerprint, **({"beneath": beneath} if beneath else {})},
         "files": {
             f"{stage}:{choice.name}.{option}": digests
             for stage, choice in run.recipe.choices()
@@ -73,6 +74,15 @@ def manifest_of(run: Run, catalogue: Catalogue) -> dict[str, Any]:
         "git_revision": git_revision(),
         **run.notes,
     }
+
+
+def fingerprints(run: Run) -> list[str]:
+    """Of the run's model, and with `--from` of those that it stands on: the one that the earlier run was trained on, and so on down."""
+    paths, recipe = [run.model_path], run.recipe
+    while recipe.start is not None:
+        recipe = merge(read_recipe(RunDir(recipe.start).recipe), {})
+        paths.append(RunDir(recipe.start).model if recipe.start else models.resolve(recipe.model, code=recipe.trusts_model))
+    return [models.fingerprint(path) for path in paths]
 
 
 def data_fingerprint(reference: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ftx.checkpoints import sync
 from ftx.console import Console, score_table
 from ftx.device import best_dtype, pick_device
 from ftx.directory import new_directory, writing
-from ftx.drift import heed_drift
+from ftx.drift import heed_base, heed_drift
 from ftx.errors import FtxError, Interrupted, PluginError, RecipeError, RunError
 from ftx.evaluate import compare_phases, evaluate_phase
 from ftx.foresight import decide
@@ -23,7 +23,7 @@ from ftx.generate import Generate
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
 from ftx.lock import locked
-from ftx.manifest import weights_of, write_manifest
+from ftx.manifest import fingerprints, weights_of, write_manifest
 from ftx.memory import record
 from ftx.prepare import Split, check_row_types, prepare, settle
 from ftx.recipe import Recipe, resolve, to_yaml
@@ -68,6 +68,8 @@ def train(
     preflight(hooks, run)
     if resume is not None:
         heed_drift(resume, run, catalogue, accept=accept_drift)
+    elif recipe.start is not None:
+        heed_base(RunDir(recipe.start), fingerprints(run)[1:])
     if left_out := [name for name in wanted if name not in [choice.name for choice in recipe.observers]]:
         console.say(f"not installed, so the run goes without: observer {', '.join(left_out)}")
 

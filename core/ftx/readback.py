@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ftx import models, pipeline
 from ftx.catalogue import Catalogue
 from ftx.console import Console, file_table, score_table
+from ftx.drift import heed_base
 from ftx.errors import RecipeError, RunError
 from ftx.evaluate import compare_phases, evaluate_phase, write_items
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
-from ftx.manifest import add_notes
+from ftx.manifest import add_notes, fingerprints
 from ftx.prepare import read_questions
 from ftx.recipe import Recipe, merge, read_recipe, resolve
 from ftx.run import Run, RunDir, Score, write_text
@@ -35,6 +36,7 @@ def reopen(directory: RunDir, recipe: Recipe, catalogue: Catalogue, console: Con
     resolved, hooks = resolve(recipe, catalogue)
     run = pipeline.open_run(resolved, hooks, console)
     models.refuse_pickles(directory.model)
+    heed_base(directory, fingerprints(run))
     run.directory = directory
     return run, hooks
 
@@ -118,7 +120,9 @@ def render(paths: Sequence[str], observer: str, assignments: tuple[str, ...], ca
 def load_merged(directory: RunDir, catalogue: Catalogue, run: Run) -> PreTrainedModel:
     """The tuned model of a run as a plain model, to start another run from."""
     recipe = replace(recipe_of(directory), evaluators=(), observers=(), device=run.device, dtype=str(run.dtype).removeprefix("torch."))
-    earlier, hooks = reopen(directory, recipe, catalogue, Console(quiet=True))
+    resolved, hooks = resolve(recipe, catalogue)
+    earlier = pipeline.open_run(resolved, hooks, Console(quiet=True))  # what it stands on has been compared for `run`: see heed_base
+    earlier.directory = directory
     model: Any = pipeline.load_base(hooks, catalogue, earlier)
     model = hooks.call("load_adapted", base=model, path=directory.model, run=earlier)
     merged: PreTrainedModel = hooks.call("merge_adapted", model=model, run=earlier)
