@@ -16,9 +16,9 @@ MATTERS = ("recipe", "ftx", "plugins", "libraries", "python", "model", "data", "
 NOTED = ("hardware",)
 
 
-def heed_drift(directory: RunDir, run: Run, catalogue: Catalogue, *, accept: bool) -> None:
+def heed_drift(directory: RunDir, run: Run, catalogue: Catalogue, *, accept: bool) -> bool:
     """Compare a run's manifest with what it would be made of now. RecipeError with the list of what changed, unless it is
-    accepted: then `run.notes["drift"]`, and so the manifest, has it."""
+    accepted: then `run.notes["drift"]`, and so the manifest, has it. Whether there was any."""
     before = directory.read_json("manifest.json")
     if before is None:
         raise RecipeError(f"{directory} has no manifest.json, so nothing says what the run was made of.", "Start again: ftx run " + str(directory.recipe))
@@ -37,6 +37,7 @@ def heed_drift(directory: RunDir, run: Run, catalogue: Catalogue, *, accept: boo
     if changes or noted:
         entries = [{"what": what, "before": old, "after": new} for what, old, new in changes + noted]
         run.notes["drift"] = [*run.notes.get("drift", []), *entries]
+    return bool(changes)
 
 
 def heed_base(directory: RunDir, found: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pluggy
@@ -101,6 +101,14 @@ class Hooks(pluggy.PluginManager):
         others = [plugin for other, plugin in self.list_name_plugin() if other != key and other in answering]
         results = self.subset_hook_caller(hook, others)(**arguments)
         return results[0] if results else None
+
+    def without(self, keys: Iterable[str]) -> Hooks:
+        """The same plugins, less those of these keys."""
+        fewer, left_out = Hooks(), set(keys)
+        for key, plugin in self.list_name_plugin():
+            if key not in left_out:
+                fewer.register(plugin, name=key)
+        return fewer
 
     def each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
         """A gathering hook, plugin by plugin in the order they were named: (author, result). pluggy would call the last

@@ -66,9 +66,8 @@ def train(
     run = begin(recipe, hooks, console)
     asked, recipe = (replace(one, dtype=run.recipe.dtype) for one in (asked, recipe))
     preflight(hooks, run)
-    if resume is not None:
-        heed_drift(resume, run, catalogue, accept=accept_drift)
-    elif recipe.start is not None:
+    drifted = resume is not None and heed_drift(resume, run, catalogue, accept=accept_drift)
+    if resume is None and recipe.start is not None:
         heed_base(RunDir(recipe.start), fingerprints(run)[1:])
     if left_out := [name for name in wanted if name not in [choice.name for choice in recipe.observers]]:
         console.say(f"not installed, so the run goes without: observer {', '.join(left_out)}")
@@ -83,6 +82,8 @@ def train(
 
     with locked(directory, make=resume is None), writing(directory, hooks, run, fresh=resume is None), console:
         if resume is not None:
+            if drifted:
+                forget_scores(resume)
             record(directory, recipe, changed or {}, run)
         write_manifest(directory, run, catalogue)
         directory.write_json("audit.json", report)
@@ -196,14 +197,14 @@ def load_base(hooks: Hooks, catalogue: Catalogue, run: Run) -> Any:
 
 
 def base_scores(hooks: Hooks, model: Any, tokenizer: Any, questions: Dataset | None, run: Run, console: Console) -> tuple[list[Score], dict[str, str]]:
-    """Evaluate the base, or take over what an interrupted run has already measured."""
+    """Evaluate the base by every evaluator that has not measured it before the run was interrupted."""
     assert run.directory is not None
     kept = [Score(**entry) for entry in run.directory.read_json("scores.json", []) if entry["phase"] == "base"]
-    if kept:
-        return kept, {}
-    scores, failed = evaluate_phase("base", hooks, generator(model, tokenizer, console), questions, run)
-    write_scores(run.directory, scores)
-    return scores, failed
+    measured = {score.evaluator for score in kept}
+    missing = hooks.without(key for key in hooks.implementers("evaluate_model") if key.partition(":")[2] in measured)
+    scores, failed = evaluate_phase("base", missing, generator(model, tokenizer, console), questions, run)
+    write_scores(run.directory, kept + scores)
+    return kept + scores, failed
 
 
 def fit(hooks: Hooks, model: Any, tokenizer: Any, splits: dict[str, Split], run: Run, console: Console, resume: RunDir | None) -> Any:
@@ -283,6 +284,12 @@ def generator(model: Any, tokenizer: Any, console: Console) -> Generate:
 
 def write_scores(directory: RunDir, scores: list[Score]) -> None:
     directory.write_json("scores.json", [score.as_dict() for score in scores])
+
+
+def forget_scores(directory: RunDir) -> None:
+    """What was measured of another model, by other rules or on other data is not put beside what is measured from now on."""
+    shutil.rmtree(directory / "eval", ignore_errors=True)
+    directory.scores.unlink(missing_ok=True)
 
 
 def describe_trainable(model: Any, run: Run) -> None:
