@@ -6,6 +6,7 @@ import json
 
 import pytest
 from shelf import GOOD
+from support import write_rows
 from venvs import Environment, built, wheel
 
 CALM = '''
@@ -62,9 +63,9 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
-    """An environment with the core, a calm plugin, and all the hostile ones."""
+    """An environment with the core, a calm plugin, what a run needs, and all the hostile ones."""
     folder = tmp_path_factory.mktemp("hostile")
-    wheels = built(folder, "core")
+    wheels = built(folder, "core", *(f"plugins/ftx-{name}" for name in ("formats", "lora", "fast", "sft", "exact-match")))
     wheels += [
         wheel(folder, "calm-one", {f"{stage}:calm": f"calm_one:{stage.title()}" for stage in ("formatter", "adapter", "trainer")}, calm_one=CALM),
         wheel(folder, "twin-a", {"adapter:twin": "twin_a:Twin"}, twin_a=GOOD.format(name="Twin")),
@@ -98,9 +99,21 @@ def test_an_unrelated_plugin_is_shown(env):
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("adapter calm (calm-one 1.0)\nDoes its work.\n")
 
 
-def test_a_run_that_names_none_of_them_gets_past_them(env):
-    done = env.ftx("run", "--formatter", "calm", "--adapter", "calm", "--trainer", "calm")
-    assert (done.returncode, done.stderr) == (2, "Error: no training data is given.\n       Add --data FILE.\n")
+def test_a_run_that_names_none_of_them_is_what_it_is_without_them(env, tiny, tmp_path):
+    """One step, from the rows to the scores; nothing that they print or break reaches it."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"instruction": f"say {i}", "input": "", "output": f"it is {i}"} for i in range(12)])
+    run = tmp_path / "run"
+    done = env.ftx(
+        *("run", "--model", tiny, "--data", rows, "--eval-data", rows, "--allow-overlap", "--adapter", "lora", "--evaluator", "exact-match"),
+        *("-o", "trainer.max_steps=1", "-o", "exact-match.max_new_tokens=2", "--dtype", "float32", "--output", run, "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["status"] == "done" and {score["phase"] for score in said["scores"]} >= {"base", "tuned"}
+    assert set(json.loads((run / "manifest.json").read_text())["plugins"]) == {"formatter:auto", "adapter:lora", "trainer:sft", "evaluator:exact-match"}
+    assert (run / "model" / "adapter_model.safetensors").is_file()
+    for trace in ("bye", "hacked", "boom", "hostile-", "hostile_", "twin"):
+        assert trace not in done.stderr + (run / "log.txt").read_text() + (run / "manifest.json").read_text()
 
 
 EXPECTED = {
