@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: How many rows `guesses` looks at.
 SAMPLE = 100
+#: Other names under which what is asked stands: none of them is ignored while a prompt is made out of the answers.
+ASKED = ("question", "query", "input", "instruction", "context", "problem", "user", "text")
 #: Columns of conversations, of labels that call an answer good or bad, of a pair's prompt, and of classes, by the names in use.
 CONVERSATIONS = ("messages", "conversations", "conversation")
 LABELS = ("label", "kto_tag")

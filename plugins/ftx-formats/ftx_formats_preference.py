@@ -8,7 +8,7 @@ from ftx import RowError, hookimpl, option, plugin
 from ftx.encode import as_messages
 from ftx_formats import one_kind, side, user_turn
 from ftx_formats_back import same
-from ftx_formats_fields import LABELS, PROMPTS, Note, check_columns, columns_of, format_noted, is_label, is_tree, kind, optional_text, say_unused
+from ftx_formats_fields import ASKED, LABELS, PROMPTS, Note, check_columns, columns_of, format_noted, is_label, is_tree, kind, optional_text, say_unused
 from ftx_formats_messages import MessageList, check_conversation, either_messages, transcript_messages, with_system
 from ftx_formats_trees import ranked_pairs
 
@@ -84,6 +84,7 @@ class Preference:
             if chosen.lstrip().startswith("Human:"):
                 chosen, rejected = transcript_messages(chosen, names[0]), transcript_messages(rejected, names[1])
             else:
+                self._refuse_unread(row, prompt_column)
                 prompt, chosen, rejected = _split_texts(chosen, rejected)
         if prompt is None or (isinstance(chosen, list) and chosen[0]["role"] != "assistant"):
             if isinstance(chosen, str) or isinstance(rejected, str):
@@ -98,6 +99,14 @@ class Preference:
     def _tree(self, row: dict[str, Any], column: str, note: Note) -> list[dict[str, Any]]:
         pairs = ranked_pairs(row.get(column), column, self.pairs, note)
         return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in pairs]
+
+    def _refuse_unread(self, row: dict[str, Any], prompt_column: str | None) -> None:
+        """Two texts hold their prompt only where nothing in the row asks for them. RowError where something does."""
+        if prompt_column is not None:
+            raise RowError(f"field '{prompt_column}' is missing or null")
+        asked = next((name for name, value in row.items() if name.lower() in ASKED and isinstance(value, str) and value.strip()), None)
+        if asked is not None:
+            raise RowError(f"no prompt was found, and field '{asked}' is not used: name the prompt's column, -o formatter.prompt_column={asked}")
 
     # --- labelled answers --------------------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ CHOSEN = [
     (GSM8K, "completion with prompt_column=question, completion_column=answer, style=chat (columns question, answer)", "prompt-completion", 2000),
 ]
 
+UNREAD = "no prompt was found, and field '{0}' is not used: name the prompt's column, -o formatter.prompt_column={0}"
 U = {"role": "user", "content": "Why?"}
 A = {"role": "assistant", "content": "Because."}
 NO = {"role": "assistant", "content": "No."}
@@ -561,6 +562,11 @@ def test_text():
         ({"prompt": [U], "chosen": [U, A], "rejected": [U, NO]}, Preference(), {"prompt": [U], "chosen": [A], "rejected": [NO]}),
         ({"chosen": "The sky is blue.", "rejected": "The sky is black."}, Preference(), {"prompt": "The sky is", "chosen": " blue.", "rejected": " black."}),
         (
+            {"text": "t", "chosen": "\n\nHuman: Why?\n\nAssistant: Because.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."},
+            Preference(),
+            {"prompt": [U], "chosen": [A], "rejected": [NO]},
+        ),
+        (
             {"chosen": "\n\nHuman: Why?\n\nAssistant: Because.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."},
             Preference(),
             {"prompt": [U], "chosen": [A], "rejected": [NO]},
@@ -610,6 +616,13 @@ def test_pairs(row, plugin, expected):
         ({"chosen": [U, A], "rejected": "r"}, "fields 'chosen' and 'rejected' must both be texts or both be messages"),
         ({"chosen": [A], "rejected": [NO]}, "fields 'chosen' and 'rejected' share no prompt, and the row has none beside them"),
         ({"chosen": "Yes.", "rejected": "No."}, "the two answers share no beginning, and the row has no prompt beside them"),
+        (
+            {"system": "s", "question": "2 + 2?", "chosen": "It is 4.", "rejected": "It is 5."},
+            UNREAD.format("question"),
+        ),
+        ({"Query": "2 + 2?", "chosen": "It is 4.", "rejected": "It is 5."}, UNREAD.format("Query")),
+        ({"input": "2 + 2?", "chosen": "It is 4.", "rejected": "It is 5."}, UNREAD.format("input")),
+        ({"prompt": None, "chosen": "It is 4.", "rejected": "It is 5."}, "field 'prompt' is missing or null"),
         ({"chosen": "The sky ", "rejected": "The sky is"}, "one of the two answers is empty behind what they share"),
         ({"prompt": "Who?", "chosen": [U, A], "rejected": [U, NO]}, "the prompt beside the conversations is not in them"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "field 'rejected' is no transcript: it does not begin with 'Human:'"),
