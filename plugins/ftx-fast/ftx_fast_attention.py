@@ -45,6 +45,7 @@ class CausalProducts(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # else it would make bf16 of the scores
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         (batch, heads, length, size), kept = query.shape, key.shape[1]
         group = heads // kept
@@ -65,6 +66,7 @@ class CausalProducts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *blocks = ctx.saved_tensors
         batch, length, kept, group, size = ctx.shape
@@ -207,7 +209,10 @@ def attention(
     same = query.shape[2] == key.shape[2] > 1 and query.shape[3] == key.shape[3] == value.shape[3] and query.shape[1] % key.shape[1] == 0
     known = not dropout and all(kwargs.get(name) is None for name in OTHERS)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if plain and same and known and attention_mask is None and query.device.type == "cpu":
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # as SDPA has it; the rotary embedding leaves queries and keys in fp32
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    if plain and same and known and attention_mask is None and kind == "cpu":
         return causal(query, key, value, scale), None
     if isinstance(attention_mask, Segments):
         if plain and same and known:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import ftx_fast_attention
 from ftx.testing.tiny import tiny_model
-from ftx_fast_attention import CausalProducts, Segments, causal, install, segment_by_segment
+from ftx_fast_attention import CausalProducts, Segments, attention, causal, install, segment_by_segment
 
 #: One layer of SmolLM2-135M.
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 1, "vocab_size": 64}
@@ -67,6 +68,29 @@ def test_the_products_in_bf16_are_as_near_to_fp32_as_sdpa(length: int) -> None:
     errors = [(away(a, x), away(b, x)) for a, b, x in zip(ours, plain, exact, strict=True)]
     assert all(a <= 1.25 * b for a, b in errors), errors  # one of them rounds once more than SDPA, the others less often
     assert sum(a for a, _ in errors) <= 0.9 * sum(b for _, b in errors), errors
+
+
+@pytest.mark.parametrize("lengths", [(111,), (60, 51)])
+def test_under_autocast_they_are_no_further_from_fp64_than_sdpa(lengths: tuple[int, ...]) -> None:
+    """As full fine-tuning in bf16 calls it: queries and keys come in fp32 from the rotary embedding, values in bf16."""
+    query, key, value = heads(111, batch=1)
+    query, key = (3 * x.detach() for x in (query, key))  # scores that tell what they are rounded to
+    inputs = [query, key, value.detach().bfloat16()]
+    segments = Segments(offsets(*lengths))
+    module = nn.Module()
+    module.num_key_value_groups = 3
+
+    def through(function, mask: Tensor | Segments | None):
+        with torch.autocast("cpu", torch.bfloat16):
+            return with_gradients(lambda *x: function(module, *x, mask, scaling=0.125)[0], inputs)
+
+    keep = segments.mask(1)
+    exact = with_gradients(lambda *x: sdpa_attention_forward(module, *x, keep, scaling=0.125)[0], [x.double() for x in inputs])
+    ours = through(attention, segments if len(lengths) > 1 else None)
+    plain = through(sdpa_attention_forward, keep if len(lengths) > 1 else None)
+    errors = [(away(a, x), away(b, x)) for a, b, x in zip(ours, plain, exact, strict=True)]
+    assert [x.dtype for x in ours] == [x.dtype for x in plain]
+    assert all(a <= 1.25 * b for a, b in errors) and sum(a for a, _ in errors) <= sum(b for _, b in errors), errors
 
 
 def test_nothing_is_kept_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
