@@ -559,7 +559,7 @@ def test_a_plan_with_packing_holds_whole_packs():
     assert case.prediction.shape.tokens == 4 * 34 * 60
     assert case.prediction.steps == 3 * 2  # 30 packs, 16 a step
     without = planner("llama-3.1-8b", 80).case(wanted)
-    assert case.prediction.peak_memory == pytest.approx(without.prediction.peak_memory, rel=0.05)
+    assert case.prediction.peak_memory == pytest.approx(without.prediction.peak_memory, rel=0.01)
     few = planner("llama-3.1-8b", 80, rows=Rows([(60,)] * 10, [20] * 10)).case(wanted)
     assert few.prediction.shape.tokens == 600, "no more than there is"
     tight = planner("llama-3.1-8b", 7.2, rows=rows)

@@ -48,7 +48,7 @@ def changes(shape: Shape) -> dict[str, int]:
         kept += sum(attention(shape, count, longest) for count, longest in batches(shape)) - activations.attention(shape) * shape.tokens
         if shape.output_kept and (shape.joined or shape.longest <= PRODUCTS):  # as the projection takes it: without padding, where rows are joined
             kept += shape.compute * shape.queries * shape.tokens
-    elif shape.joined:  # packed rows under a mask: it as numbers, and keys and values repeated for each query head
+    if shape.joined and "attention" not in shape.fused:  # packed rows under a mask: it as numbers, and keys and values repeated for each query head
         kept += shape.compute * (shape.tokens + 2 * (shape.queries - shape.keys)) * shape.tokens
     return {"activations": shape.layers * kept}
 

@@ -34,6 +34,14 @@ def test_rows_are_joined_where_the_trainer_joins_them():
     assert not memory.shaped(replace(SHAPE, lengths=(100, 50)), ["rows"]).joined
 
 
+def test_packed_rows_cost_a_mask_only_without_this_attention():
+    for device in ("cpu", "cuda"):
+        masked, free = (memory.shaped(replace(SHAPE, device=device, lengths=(100, 50)), parts, packed=True) for parts in ([], ["attention"]))
+        assert masked.tokens == free.tokens == 150, "nothing is filled up"
+        assert memory.changes(masked)["activations"] == SHAPE.layers * 4 * (150 + 2 * (48 - 16)) * 150
+        assert device == "cpu" or memory.changes(free)["activations"] == 0
+
+
 def test_the_head_takes_as_many_rows_at_once():
     for vocabulary in (1000, 49152, 256000):
         shape = replace(SHAPE, vocabulary=vocabulary, supervised=10**6)
