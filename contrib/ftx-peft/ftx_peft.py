@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ftx import hookimpl, option, plugin
 from ftx.errors import OptionError, did_you_mean
 from ftx.options import Text, coerce, supported
-from ftx_lora import load, merge, note_low_precision, off, prepare_quantized, quiet, save, wrap
+from ftx_lora import LoRA, load, merge, note_low_precision, off, prepare_quantized, quiet, save, wrap
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -36,12 +36,7 @@ class Peft:
     method: str = option("lora", "The method's name in peft, in small letters: lora, vera, ia3, oft, boft, prompt_tuning, ...")
     args: dict[str, Any] = option({}, "Fields of the method's configuration; -o adapter.NAME=VALUE sets one.", rest=True)
 
-    suggests = {
-        "trainer.learning_rate": 2e-4,
-        "trainer.num_train_epochs": 3,
-        "trainer:dpo.learning_rate": 5e-5,
-        "trainer:dpo.num_train_epochs": 1,
-    }
+    suggests = LoRA.suggests
 
     def __post_init__(self) -> None:
         self.peft_config()

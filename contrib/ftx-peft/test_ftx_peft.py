@@ -133,6 +133,7 @@ def test_it_is_the_same_as_lora():
         train(model)
         weights.append(model.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert Peft.suggests == LoRA.suggests
 
 
 @pytest.mark.parametrize(
