@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 #: TRL's loss types (trl/trainer/dpo_trainer.py, 1.16).
 LOSSES = tuple("sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft sigmoid_norm".split())
+#: Those that read label_smoothing.
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
+#: Those that weigh chosen against rejected by the difference of their rewards, and so go with any divergence.
+OF_DIFFERENCES = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft", "sigmoid_norm")
+#: Those that sort the pairs of a batch, so that a pair has no weight of its own.
+SORTING = ("aot", "aot_unpaired")
+#: What trainer.args.f_divergence_type may be.
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 
 @plugin
@@ -37,7 +45,9 @@ class DPO(Training):
     beta: float = option(0.1, "How strongly the model is held to the reference; for ipo the paper's tau.")
     loss_type: list[str] | str = option("sigmoid", f"One of TRL's losses, or a list of them to add up: {', '.join(LOSSES)}.")
     loss_weights: list[float] | None = option(None, "The weight of each loss of the list; none: 1 each.")
-    label_smoothing: float = option(0.0, "Share of labels taken to be flipped (robust, aot: below 0.5), or exo_pair's epsilon (above 0; 1e-3 is usual).")
+    label_smoothing: float = option(
+        0.0, "Share of labels taken to be flipped (robust, aot, aot_unpaired), or exo_pair's epsilon (1e-3 is usual); no other loss reads it."
+    )
     precompute_ref_log_probs: bool = option(
         False, "Take the reference's log-probabilities once before training: no second model in memory, and no KL in the metrics."
     )
@@ -60,11 +70,43 @@ class DPO(Training):
             raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
         if "exo_pair" in self.losses and self.label_smoothing == 0:
             raise ValueError("loss_type 'exo_pair' needs label_smoothing above 0; its paper takes 0.001")
+        if self.label_smoothing and not set(self.losses) & set(SMOOTHED):
+            raise ValueError(f"label_smoothing counts only in the losses {', '.join(SMOOTHED)}; {', '.join(self.losses)} would ignore it")
 
     @property
     def losses(self) -> list[str]:
         """The losses that are added up."""
         return [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+
+    @hookimpl
+    def preflight(self, run: Run) -> list[str]:
+        """As every trainer on TRL, and what contradicts what among `args`, which TRL would say of a loaded model or not at all."""
+        reasons: list[str] = super().preflight(run)
+        return reasons + self._contradictions() if self.args and not reasons else reasons
+
+    def _contradictions(self) -> list[str]:
+        from ftx.errors import did_you_mean
+        from ftx_sft_args import read_args
+
+        args, _ = read_args(self)
+        divergence, share = args.get("f_divergence_type", "reverse_kl"), args.get("ld_alpha")
+        others = [loss for loss in self.losses if loss not in OF_DIFFERENCES]
+        sorting = [loss for loss in self.losses if loss in SORTING]
+        reasons = []
+        if divergence not in DIVERGENCES:
+            known = f"Choices: {', '.join(DIVERGENCES)}."
+            reasons.append(f"trainer.args.f_divergence_type cannot be '{divergence}'.{did_you_mean(divergence, DIVERGENCES)} {known}")
+        elif divergence != "reverse_kl" and others:
+            reasons.append(f"trainer.args.f_divergence_type '{divergence}' goes with the losses {', '.join(OF_DIFFERENCES)}, not with {', '.join(others)}")
+        if args.get("use_weighting") and sorting:
+            reasons.append(f"trainer.args.use_weighting does not go with {', '.join(sorting)}, which sorts the pairs: drop one of the two")
+        if share is not None and not 0 <= share <= 1:
+            reasons.append(f"trainer.args.ld_alpha must lie in 0..1, got {share}")
+        if args.get("sync_ref_model") and self.precompute_ref_log_probs:
+            reasons.append("trainer.args.sync_ref_model moves the reference, and trainer.precompute_ref_log_probs asks it once before training: drop one")
+        if args.get("ref_model_sync_steps", 1) < 1:
+            reasons.append(f"trainer.args.ref_model_sync_steps must be at least 1, got {args['ref_model_sync_steps']}")
+        return reasons
 
     @hookimpl
     def encode_dataset(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, run: Run) -> Dataset:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 
-from ftx.errors import OptionError
+from ftx.errors import FtxError, OptionError
 from ftx.recipe import Choice
 from ftx.run import read_lines
 from ftx.testing import catalogue
-from ftx.testing.runs import train
-from ftx_dpo import DPO, LOSSES
+from ftx.testing.runs import OWN, train
+from ftx_dpo import DIVERGENCES, DPO, LOSSES, OF_DIFFERENCES, SMOOTHED, SORTING
 
 PAIRS = [
     {
@@ -24,6 +25,10 @@ PAIRS = [
 ]
 QUICK = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "logging_steps": 1}
 
+#: Whatever trains: low-rank ones, all weights, a quantised base, one without peft, and another method of peft's.
+ADAPTERS = ["lora", "dora", "qlora", "full", OWN, Choice("peft", {"method": "vera", "r": 8, "target_modules": ["q_proj", "o_proj"]})]
+ADAPTERS += [Choice("lora", {"dropout": 0.5}), Choice("lora", {"init": "pissa"})]
+
 
 def run(path, adapter="lora", rows=PAIRS, recipe=None, **options):
     """A run of dpo on the tiny model in fp32; its metrics by step."""
@@ -33,7 +38,7 @@ def run(path, adapter="lora", rows=PAIRS, recipe=None, **options):
 
 
 @pytest.mark.parametrize("precompute", [False, True])
-@pytest.mark.parametrize("adapter", ["lora", "dora", "full", Choice("lora", {"dropout": 0.5}), Choice("lora", {"init": "pissa"})], ids=str)
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=str)
 def test_it_starts_at_the_reference(adapter, precompute, tmp_path):
     """Before the first update rewards are 0 and the loss is ln 2, whatever the adapter, with dropout off in both passes."""
     first = run(tmp_path / "run", adapter, max_steps=1, precompute_ref_log_probs=precompute)[0]
@@ -42,13 +47,15 @@ def test_it_starts_at_the_reference(adapter, precompute, tmp_path):
         assert abs(first[name]) < 1e-6, (name, first[name])
 
 
-def test_from_an_earlier_run_the_reference_is_that_runs_model(tmp_path):
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_from_an_earlier_run_the_reference_is_that_runs_model(adapter, tmp_path):
     """SFT then DPO: the second run starts at ln 2 again, and not from the first one's base."""
     sft = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
-    train(tmp_path / "sft", sft, catalogue(), adapter="lora", trainer=Choice("sft", {**QUICK, "max_steps": 8}))
-    plain = run(tmp_path / "plain", max_steps=1)[0]
-    second = run(tmp_path / "dpo", max_steps=1, recipe={"start": str(tmp_path / "sft")})[0]
+    train(tmp_path / "sft", sft, catalogue(), adapter=adapter, trainer=Choice("sft", {**QUICK, "max_steps": 8}))
+    plain = run(tmp_path / "plain", adapter, max_steps=1)[0]
+    second = run(tmp_path / "dpo", adapter, max_steps=1, recipe={"start": str(tmp_path / "sft")})[0]
     assert second["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(second["rewards/chosen"]) < 1e-6 and abs(second["rewards/rejected"]) < 1e-6
     assert second["logps_per_token/chosen"] > plain["logps_per_token/chosen"] + 0.1, "the earlier run's training is not in the model"
 
 
@@ -78,9 +85,25 @@ def test_each_loss_trains_and_mixes(loss, tmp_path):
     assert mixed[0]["loss"] == pytest.approx(0.5 * alone[0]["loss"] + 2 * math.log(2), abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"loss_type": ["sigmoid"]}, {"loss_type": ["ipo", "sft"]}, {"loss_type": ["robust"], "label_smoothing": 0.1}], ids=str)
-def test_the_losses_are_trls(options, tmp_path):
-    """Step by step as a plain TRL script with peft: the same base, pairs, order, rank and seed in fp32."""
+# ---- beside plain TRL ----------------------------------------------------------------------------------------------
+
+RANK_4 = Choice("lora", {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]})
+#: Each loss alone, with label smoothing where it counts, and a mixture with weights.
+CASES = [{"loss_type": [loss]} for loss in LOSSES if loss not in SMOOTHED]
+CASES += [{"loss_type": [loss], "label_smoothing": 1e-3 if loss == "exo_pair" else 0.1} for loss in SMOOTHED]
+CASES += [{"loss_type": ["robust", "ipo", "sft"], "label_smoothing": 0.2, "loss_weights": [0.8, 0.2, 1.5]}]
+#: Fields of DPOConfig that are given as trainer.args.
+ARGS = [
+    {"use_weighting": True},
+    {"ld_alpha": 0.3},
+    {"f_divergence_type": "forward_kl"},
+    {"f_divergence_type": "js_divergence"},
+    {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+]
+
+
+def plain_trl(path, steps, full=False, **options):
+    """What a script of TRL (with peft, unless `full`) logs: the same base, pairs, order, rank and seed in fp32."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -88,14 +111,12 @@ def test_the_losses_are_trls(options, tmp_path):
 
     from ftx.testing.runs import shared_model_dir
 
-    ours = run(tmp_path / "ours", Choice("lora", {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}), max_steps=3, **options)
-    model = AutoModelForCausalLM.from_pretrained(shared_model_dir(), dtype=torch.float32)
     config = DPOConfig(
-        output_dir=str(tmp_path / "trl"),
+        output_dir=str(path),
         use_cpu=True,
         bf16=False,
         activation_checkpointing=False,
-        max_steps=3,
+        max_steps=steps,
         learning_rate=1e-2,
         warmup_steps=0,
         lr_scheduler_type="cosine",
@@ -109,15 +130,75 @@ def test_the_losses_are_trls(options, tmp_path):
         save_strategy="no",
         **options,
     )
+    model, reference = (AutoModelForCausalLM.from_pretrained(shared_model_dir(), dtype=torch.float32) for _ in range(2))
     set_seed(42)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     trainer = DPOTrainer(
-        model, args=config, train_dataset=Dataset.from_list(PAIRS), processing_class=AutoTokenizer.from_pretrained(shared_model_dir()), peft_config=lora
+        model,
+        ref_model=reference if full else None,
+        args=config,
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=AutoTokenizer.from_pretrained(shared_model_dir()),
+        peft_config=None if full else LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
     trainer.train()
-    theirs = [line for line in trainer.state.log_history if "loss" in line]
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def agree(ours, theirs):
     for name in ("loss", "rewards/chosen", "rewards/rejected", "grad_norm"):
         assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], abs=2e-4, rel=2e-3), name
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_the_losses_are_trls(options, tmp_path):
+    agree(run(tmp_path / "ours", RANK_4, max_steps=3, **options), plain_trl(tmp_path / "trl", 3, **options))
+
+
+@pytest.fixture(scope="module")
+def plain_losses(tmp_path_factory):
+    return [line["loss"] for line in run(tmp_path_factory.mktemp("plain") / "run", RANK_4, max_steps=3)]
+
+
+@pytest.mark.parametrize("args", ARGS, ids=str)
+def test_the_fields_of_trls_config_do_what_they_do_there(args, plain_losses, tmp_path):
+    ours = run(tmp_path / "ours", RANK_4, max_steps=3, args=args)
+    agree(ours, plain_trl(tmp_path / "trl", 3, **args))
+    assert [line["loss"] for line in ours] != pytest.approx(plain_losses, abs=1e-4), "the field changes nothing here"
+
+
+def test_the_reference_follows_the_model_as_in_trl(tmp_path):
+    args = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}
+    ours = run(tmp_path / "ours", "full", max_steps=5, learning_rate=1e-2, args=args)
+    agree(ours, plain_trl(tmp_path / "trl", 5, full=True, **args))
+    still = run(tmp_path / "still", "full", max_steps=5, learning_rate=1e-2)
+    assert [line["loss"] for line in ours[:2]] == [line["loss"] for line in still[:2]]
+    assert abs(ours[2]["loss"] - still[2]["loss"]) > 1e-3, "the reference has not moved"
+    with pytest.raises(FtxError, match="sync_ref_model needs a reference of its own.\nUse it with --adapter full"):
+        run(tmp_path / "lora", "lora", args=args)
+
+
+@pytest.mark.parametrize("adapter", [RANK_4, "full"], ids=str)
+def test_a_reference_taken_once_gives_the_same_losses(adapter, tmp_path):
+    """Over two epochs, so that each pair comes again behind updates."""
+    once, asked = (run(tmp_path / str(precompute), adapter, max_steps=6, precompute_ref_log_probs=precompute) for precompute in (True, False))
+    assert asked[-1]["loss"] < 0.6
+    for name in ("loss", "rewards/chosen", "rewards/rejected"):
+        assert [line[name] for line in once] == pytest.approx([line[name] for line in asked], abs=1e-5), name
+
+
+def test_what_is_known_of_trls_losses_is_what_stands_in_trl():
+    import inspect
+
+    from trl import DPOTrainer
+
+    whole = inspect.getsource(DPOTrainer)
+    loss = inspect.getsource(DPOTrainer._compute_loss)
+    branches = dict(re.findall(r'if loss_type == "(\w+)":\n(.*?)(?=\n +(?:el)?if loss_type ==|\n +else:\n +raise)', loss, re.DOTALL))
+    assert tuple(branches) == LOSSES
+    assert {name for name, branch in branches.items() if "label_smoothing" in branch} == set(SMOOTHED)
+    assert {name for name, branch in branches.items() if "torch.sort(" in branch} == set(SORTING)
+    assert set(re.findall(r'"(\w+)"', re.search(r"f_divergence_loss_types = {(.*?)}", whole)[1])) == set(OF_DIFFERENCES)
+    assert tuple(re.findall(r'self\.f_divergence_type == "(\w+)"', loss)) == DIVERGENCES
 
 
 def test_whole_conversations_without_a_prompt(tmp_path):
@@ -141,9 +222,35 @@ def test_whole_conversations_without_a_prompt(tmp_path):
         ({"loss_type": ["ipo", "sft"], "loss_weights": [1.0]}, "one weight for each of the 2 losses"),
         ({"label_smoothing": 0.5}, "below 0.5"),
         ({"loss_type": "exo_pair"}, "needs label_smoothing above 0"),
+        (
+            {"loss_type": ["sigmoid", "ipo"], "label_smoothing": 0.1},
+            "label_smoothing counts only in the losses exo_pair, robust, aot, aot_unpaired; sigmoid, ipo would ignore it",
+        ),
     ],
 )
 def test_bad_options(options, words, tmp_path):
     with pytest.raises(OptionError, match="(?s)" + words.replace("?", r"\?")):
         run(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precompute_ref_log_probs": True, "args": {"sync_ref_model": True}}, "trainer.args.sync_ref_model moves the reference, and trainer.precompute"),
+        ({"args": {"sync_ref_model": True, "ref_model_sync_steps": 0}}, "ref_model_sync_steps must be at least 1, got 0"),
+        (
+            {"args": {"f_divergence_type": "reverse-kl"}},
+            "f_divergence_type cannot be 'reverse-kl'. Did you mean 'reverse_kl'? Choices: reverse_kl, forward_kl,",
+        ),
+        ({"loss_type": ["sigmoid", "nca_pair"], "args": {"f_divergence_type": "forward_kl"}}, "goes with the losses sigmoid, hinge, ipo, exo_pair, robust"),
+        ({"loss_type": "aot", "args": {"use_weighting": True}}, "trainer.args.use_weighting does not go with aot, which sorts the pairs"),
+        ({"args": {"ld_alpha": 1.5}}, "trainer.args.ld_alpha must lie in 0..1, got 1.5"),
+    ],
+    ids=str,
+)
+def test_args_that_contradict_each_other_are_refused_before_anything_is_loaded(options, words, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftx.models.load_model", lambda *_, **__: pytest.fail("the model is loaded"))
+    with pytest.raises(FtxError, match=re.escape(words)) as caught:
+        run(tmp_path / "run", "full", **options)
+    assert caught.value.remedy == "Nothing was loaded or written." and not (tmp_path / "run").exists()
