@@ -6,7 +6,9 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,13 +103,27 @@ def _as_run_error(error: BaseException, directory: RunDir, run: Run) -> BaseExce
     if no_room := memory_error(error, directory, run):
         return no_room
     text = first_line(error)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error) or _disk_is_full(directory, error):
+    if _has_no_room(error) or (re.search("(?i)write|inline_container", str(error)) and _nothing_can_be_written(directory)):
         return RunError(f"no space left on the disk of {directory}; the last whole checkpoint is kept.", f"Make room, then: {go_on}")
     if isinstance(error, FtxError):
         return RunError(error.problem, error.remedy)
     return RunError(f"{type(error).__name__}: {text}", f"See {directory / 'log.txt'}, or --traceback. Go on with: {go_on}")
 
 
-def _disk_is_full(directory: RunDir, error: Exception) -> bool:
-    """torch says only that a write failed: look whether it could have succeeded."""
-    return "write" in str(error).lower() and shutil.disk_usage(directory.path).free < 1 << 20
+def _has_no_room(error: Exception) -> bool:
+    """A full disk, a quota, or a limit on the size of files. safetensors says it in words, for it writes by itself."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+
+
+def _nothing_can_be_written(directory: RunDir) -> bool:
+    """torch says only that a write failed, or of its inline_container.cc that a position is unexpected: look whether a write succeeds."""
+    try:
+        with tempfile.TemporaryFile(dir=directory.path) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return _has_no_room(error)
+    return False

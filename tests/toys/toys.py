@@ -236,6 +236,30 @@ class Dying:
 
 
 @plugin
+class Narrow:
+    """An observer whose callback lets no file grow beyond `size` bytes from step `at` on: a full disk, for which nobody needs rights."""
+
+    at: int = option(2, "The step.")
+    size: int = option(8192, "Bytes.")
+
+    @hookimpl
+    def trainer_callbacks(self, run):
+        import os
+        import resource
+
+        from transformers import TrainerCallback
+
+        at, size = self.at, self.size
+
+        class Limit(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == at and not os.environ.get("FTX_TEST_SURVIVE"):
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+        return [Limit()]
+
+
+@plugin
 class Falling:
     """An observer that falls over in the third step."""
 
