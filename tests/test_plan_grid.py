@@ -16,18 +16,26 @@ QUICK = [("lora", "sft", False, 256), ("full", "sft", True, 64), ("dora", "dpo",
 BOUND = 0.05
 
 
-def check(one):
-    found = cell(*one)
+def check(one, **more):
+    found = cell(*one, **more)
     predicted, measured = found["predicted"]["peak_memory"], found["measured"]["peak_memory"]
     assert abs(predicted / measured - 1) <= BOUND, found
     kinds = found["predicted"]["by_kind"], found["measured"]["by_kind"]
     for name in ("weights", "optimizer"):  # what stands all along is known exactly, but for step counts and the rotary table
         assert abs(kinds[0][name] / kinds[1][name] - 1) <= 0.01, found
+    return found
 
 
 @pytest.mark.parametrize("one", QUICK, ids=lambda one: "-".join(map(str, one)))
 def test_four_cells(one):
     check(one)
+
+
+@pytest.mark.full
+def test_a_traced_cell():
+    """The second predictor on the whole model, beside the closed form and the measurement."""
+    found = check(("full", "sft", True, 64), trace=True)
+    assert abs(found["traced"] / found["measured"]["peak_memory"] - 1) <= BOUND, found
 
 
 @pytest.mark.full
