@@ -176,6 +176,9 @@ def test_text_from_data_cannot_reach_the_terminal():
     console.rich.file = io.StringIO()
     console.say("a row says \x1b[2J\x07[red]boo[/red]")
     assert console.rich.file.getvalue() == "a row says \N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}[red]boo[/red]\n"
+    console.say("not used: x\nError: forged")
+    console.table(["metric"], [["f1:x\nError: forged"]])
+    assert [line.strip() for line in console.rich.file.getvalue().splitlines() if "Error" in line] == ["not used: x\\nError: forged", "f1:x\\nError: forged"]
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,19 @@ def test_data_gives_no_escape_sequence_to_terminal_log_or_ledger(cli, toy_run, t
     outputs = [cli(*toy_run(*more)), cli(*toy_run(*more, *careful)), cli("run", tmp_path / f"{ESCAPES}.yaml")]
     outputs += [cli(*toy_run("-o", f"adapter.{ESCAPES}=1")), cli(*toy_run(*more, *careful, "--json", output=tmp_path / "json"))]
     assert [done.exit_code for done in outputs[1:]] == [0, 2, 2, 0], [done.stderr for done in outputs]
+    # a line end in a column's name, in what is said and in what refuses
+    forged = {"prompt": "a", "completion": "b", "x\nError: forged\r\u2028Error: forged": "c"}
+    named = write_rows(tmp_path / "named.jsonl", [{**forged, "completion": f"b{i}"} for i in range(8)])
+    outputs += [cli(*toy_run("--data", named, "-o", "trainer.max_steps=1", formatter="completion", output=tmp_path / "named"))]
+    outputs += [
+        cli(*toy_run("--data", named, formatter="alpaca", output=tmp_path / "alpaca")),
+        cli("data", "convert", named, "--to", "text", "--keep", "none", "--output", tmp_path / "x.jsonl"),
+    ]
+    assert [done.exit_code for done in outputs[5:]] == [0, 2, 2], [done.output for done in outputs[5:]]
+    assert all("\\nError: forged" in done.output for done in outputs[5:])
+    log = (tmp_path / "named" / "log.txt").read_text("utf-8")
+    for printed in (log, *(done.output for done in outputs[5:])):
+        assert not any(line.strip().startswith("Error: forged") for line in printed.splitlines())
     for done in outputs:
         assert hostile(done.stdout + done.stderr) == [], ascii(done.stdout + done.stderr)
     for name in ("run", "json"):

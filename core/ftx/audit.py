@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ftx.encode import IGNORE, end_tokens
-from ftx.errors import DataError, PluginError
+from ftx.errors import DataError, PluginError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -288,7 +288,7 @@ def _sources(dataset: Dataset, rows: Sequence[int]) -> Iterable[tuple[str, int]]
 
 
 def _places(dataset: Dataset, rows: list[int], most: int = 3) -> str:
-    named = [f"{file}:{line}" for file, line in _sources(dataset, rows[:most])]
+    named = [one_line(f"{file}:{line}") for file, line in _sources(dataset, rows[:most])]
     return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ftx.errors import printable
+from ftx.errors import one_line, printable
 
 if TYPE_CHECKING:
     from ftx.run import Score
@@ -33,8 +33,8 @@ class Console:
         self._live: Any = None
 
     def say(self, text: str) -> None:
-        """One line for the person, and for log.txt. Text from data cannot move the cursor or recolour the terminal."""
-        clean = printable(str(text))
+        """One line for the person, and for log.txt. Text from data cannot move the cursor, recolour the terminal or begin a line."""
+        clean = one_line(str(text))
         log.info("%s", clean)
         if not self.quiet:
             (self._live.console if self._live else self.rich).print(clean)
@@ -81,7 +81,7 @@ class Console:
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i < 2 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*(printable(cell) for cell in row))
+            table.add_row(*(one_line(cell) for cell in row))
         self.rich.print(table, width=min(80, self.rich.width))
 
 

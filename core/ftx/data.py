@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftx.errors import DataError, RowError, first_line
+from ftx.errors import DataError, RowError, first_line, one_line
 from ftx.files import SUFFIXES, data_files, rows_of, suffix
 from ftx.readers import Source, sources
 
@@ -110,7 +110,7 @@ def _read_file(file: Path, ledger: Ledger) -> Iterator[dict[str, Any]]:
 
 
 def bad_row(file: str, line: int, problem: str) -> DataError:
-    return DataError(f"{file}:{line}: {problem}.", "Mend the row, or drop such rows into the ledger with --skip-bad-rows.")
+    return DataError(one_line(f"{file}:{line}: {problem}."), "Mend the row, or drop such rows into the ledger with --skip-bad-rows.")
 
 
 def to_dataset(rows: Iterable[dict[str, Any]]) -> Dataset:

@@ -76,6 +76,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def one_line(text: str) -> str:
+    """`printable` text as one line: a line end in a name from data (a column, a key, a file) begins no line that looks like the
+    program's own."""
+    return printable(text.replace("\n", "\\n"))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ftx import RowError, format_rows, hookimpl, option, plugin
 from ftx.encode import as_messages
-from ftx.errors import DataError
+from ftx.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,7 +64,7 @@ class Argilla:
         columns = [column for column in dataset.column_names if column not in ("_file", "_line")]
         if "fields" not in columns and not any(column.endswith((".responses", ".suggestion")) for column in columns):
             raise DataError(
-                f"no record of Argilla's: neither a column 'fields' nor one that ends in '.responses'; the file has: {', '.join(columns)}.",
+                f"no record of Argilla's: neither a column 'fields' nor one that ends in '.responses'; the file has: {one_line(', '.join(columns))}.",
                 "Export the records with to_json, or with to_datasets: see Argilla's documentation.",
             )
         unused = [column for column in ("id", "metadata", "vectors") if column in columns]

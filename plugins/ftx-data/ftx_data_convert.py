@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftx.catalogue import Catalogue
 from ftx.data import read_dataset
-from ftx.errors import DataError, OptionError, PluginError, RowError
+from ftx.errors import DataError, OptionError, PluginError, RowError, one_line
 from ftx.hooks import Hooks
 from ftx.options import Text, build, fields
 from ftx.prepare import check_rows
@@ -119,7 +119,7 @@ def convert(
     columns = [column for column in raw.column_names if column not in SOURCE]
     missing = next((column for column in keep if column not in columns), None)
     if missing:
-        raise DataError(f"--keep {missing}: the file has no such column.", f"It has: {', '.join(columns)}.")
+        raise DataError(f"--keep {missing}: the file has no such column.", f"It has: {one_line(', '.join(columns))}.")
     clash = next((column for column in keep if column in write.columns), None)
     if clash:
         raise DataError(f"--keep {clash}: {target} reads a column of that name as its own.", "Rename it in the file first.")

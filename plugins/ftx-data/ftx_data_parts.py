@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftx.errors import DataError
+from ftx.errors import DataError, one_line
 from ftx.ledger import Ledger
 from ftx_data_files import Book, Output, own, rows_of
 from ftx_data_look import digest
@@ -155,7 +155,7 @@ def split(
     for number, row in enumerate(rows_of(reference, ledger)):
         for column in (stratify, group):
             if column is not None and column not in row:
-                raise DataError(f"{row['_file']}:{row['_line']}: there is no column '{column}'.", f"Columns: {', '.join(own(row))}.")
+                raise DataError(f"{row['_file']}:{row['_line']}: there is no column '{column}'.", f"Columns: {one_line(', '.join(own(row)))}.")
         places.add(row)
         joined.add()
         mark = digest(row)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ftx import RowError, format_rows
-from ftx.errors import DataError
+from ftx.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,7 +100,7 @@ def check_columns(dataset: Dataset, plugin: Any, needed: Iterable[str]) -> None:
         return
     fitting = " or ".join(guess.command for guess in guesses(dataset))
     remedy = f"These columns fit {fitting}" if fitting else "Name the file's own columns with the formatter's options: see `ftx plugins show formatter NAME`."
-    raise DataError(f"no column is called '{missing[0]}'; the file has: {', '.join(columns)}.", remedy)
+    raise DataError(f"no column is called '{missing[0]}'; the file has: {one_line(', '.join(columns))}.", remedy)
 
 
 def say_unused(dataset: Dataset, run: Run, formatter: str, used: Iterable[str | None]) -> None:

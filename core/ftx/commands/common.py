@@ -115,5 +115,5 @@ def answering(*, as_json: bool = False, traceback: bool = False) -> Iterator[Res
 def _print_error(problem: str, remedy: str, traceback: bool) -> None:
     if traceback:
         tracebacks.print_exc(file=sys.stderr)
-    lines = [line.strip() for text in (problem, remedy) for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for text in (problem, remedy) for line in text.split("\n") if line.strip()]
     click.echo(printable("Error: " + "\n       ".join(lines)).replace("\t", " "), err=True)
