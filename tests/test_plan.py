@@ -371,7 +371,9 @@ def test_with_data_it_counts_tokens_steps_and_disk(tmp_path, data):
     train = content["audit"]["train"]
     assert found["tokens"] == 2 * train["tokens"] and found["steps"] == 2 * 3
     assert 0 < found["supervised_tokens"] < found["tokens"]
-    assert found["disk"] > 4 * found["by_kind"]["adapter"] // 4
+    tokenizer = sum((model / name).stat().st_size for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"))
+    adapter = found["by_kind"]["adapter"]
+    assert found["disk"] == adapter + tokenizer + 2 * (3 * adapter + tokenizer), "the adapter, and two checkpoints of it with Adam's states"
     assert "seconds" not in found, "no speed of this machine was measured"
 
 
@@ -388,6 +390,24 @@ def test_a_run_records_what_was_planned_and_decided(tmp_path, data):
     assert recipe["trainer"]["gradient_checkpointing"] is False, "decided, so that a repeat does not depend on the memory that is free"
     found = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert found["predicted"]["steps"] == 3 and found["predicted"]["peak_memory"] > 0
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_a_finished_run_took_what_was_predicted(tmp_path, data, packing):
+    """Tokens, supervised tokens and steps exactly; the disk less what the run writes about itself."""
+    model, place = tiny_model_dir(tmp_path / "model", **SMALL), tmp_path / "run"
+    options = ("num_train_epochs=2", "per_device_train_batch_size=4", "gradient_accumulation_steps=1", "max_length=200", "save_steps=4", "save_total_limit=2")
+    chosen = [part for one in (*options, f"packing={packing}") for part in ("-o", f"trainer.{one}")]
+    done = run("run", "--model", str(model), "--data", str(data), "--adapter", "full", "--output", str(place), *chosen, "--device", "cpu", "--dtype", "float32")
+    assert done.exit_code == 0, done.output
+    found = json.loads((place / "plan.json").read_text())
+    predicted, measured = found["predicted"], found["measured"]
+    last = json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
+    assert predicted["tokens"] == measured["tokens"] == last["tokens"]
+    assert predicted["supervised_tokens"] == last["supervised_tokens"]
+    assert predicted["steps"] == last["step"]
+    assert predicted["peak_memory"] == pytest.approx(measured["peak_memory"], rel=0.05)
+    assert 0.95 * measured["disk"] < predicted["disk"] < measured["disk"]
 
 
 def test_a_run_that_would_not_fit_is_refused_and_leaves_nothing(tmp_path, data, monkeypatch):
