@@ -91,7 +91,9 @@ def install(model: nn.Module, parts: Sequence[str]) -> Fast:
             from ftx_fast_attention import install as attention
 
             fast.installed.append(attention(model))
-            fast.joins = "rows" in parts and bool(fast.installed[-1].on) and knows_segments(model)
+            if "rows" in parts and fast.installed[-1].on:
+                fast.joins = knows_segments(model)
+                fast.installed.append(rows(fast.joins))
         if "layers" in parts:
             from ftx_fast_layers import install as layers
 
@@ -121,13 +123,50 @@ def generating(model: nn.Module, parts: Sequence[str] = tuple(PARTS)) -> Iterato
         fast.undo()
 
 
-def knows_segments(model: nn.Module) -> bool:
-    """Whether every layer that mixes positions is an attention that transformers tells where a joined row begins."""
-    import inspect
+def rows(joins: bool) -> Installed:
+    from ftx_fast_installed import Installed
 
+    why = [] if joins else ["rows: the model is not told where a joined row begins"]
+    return Installed(lambda: None, on=["rows joined into one where that saves padding"] if joins else [], off=why)
+
+
+def knows_segments(model: nn.Module) -> bool:
+    """Whether every layer that mixes positions is an attention that transformers tells where a joined row begins.
+
+    It tells it from `position_ids`: two tokens are sent through the model to see whether the transformers model in it gets those
+    that were given. A wrapper may take none, and peft's virtual tokens make them None.
+    """
+    import inspect
+    import warnings
+
+    import torch
     from transformers import PreTrainedModel
+
+    from ftx_fast_head import of_two_tokens
 
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None or "position_ids" not in inspect.signature(inner.forward).parameters:
         return False
-    return set(getattr(inner.config.get_text_config(), "layer_types", None) or []) <= SEPARABLE
+    if not set(getattr(inner.config.get_text_config(), "layer_types", None) or []) <= SEPARABLE:
+        return False
+    if inner is model:
+        return True
+    usual, patched, found = inner.forward, vars(inner).get("forward"), []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        found.append(inspect.signature(usual).bind(*args, **kwargs).arguments.get("position_ids"))
+        return usual(*args, **kwargs)
+
+    device = next(inner.parameters()).device
+    given = torch.zeros(1, 2, dtype=torch.long, device=device)
+    vars(inner)["forward"] = forward
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            of_two_tokens(model, device, position_ids=given)
+    except Exception:
+        return False
+    finally:
+        vars(inner).pop("forward")
+        if patched is not None:
+            vars(inner)["forward"] = patched
+    return len(found) == 1 and found[0] is given

@@ -132,8 +132,6 @@ def install(model: nn.Module) -> tuple[Head | None, Installed]:
 def passes_through(model: nn.Module, head: Head) -> bool:
     """Whether what the head is given comes out of the model as its logits, unchanged: two tokens are sent through it to see."""
     given: list[Tensor] = []
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
 
     def forward(hidden: Tensor) -> Tensor:
         given.append(hidden)
@@ -141,15 +139,24 @@ def passes_through(model: nn.Module, head: Head) -> bool:
 
     vars(head.layer)["forward"] = forward
     try:
-        with torch.no_grad():
-            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=head.layer.weight.device), use_cache=False).logits
+        logits = of_two_tokens(model, head.layer.weight.device).logits
     except Exception:
         return False
     finally:
         vars(head.layer).pop("forward", None)
+    return len(given) == 1 and logits is given[0]
+
+
+@torch.no_grad()
+def of_two_tokens(model: nn.Module, device: torch.device, **more: Any) -> Any:
+    """What the model gives for two tokens, without dropout; it is left in the modes that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        return model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False, **more)
+    finally:
         for module, training in modes:
             module.training = training
-    return len(given) == 1 and logits is given[0]
 
 
 def off(why: str) -> Installed:

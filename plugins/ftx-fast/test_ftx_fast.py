@@ -103,6 +103,32 @@ def test_joined_rows_have_the_loss_of_padded_ones():
     torch.testing.assert_close(*sums)
 
 
+class Deaf(torch.nn.Module):
+    """A wrapper that takes no position ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = tiny_model()
+
+    def forward(self, input_ids, use_cache=None):
+        return self.inside(input_ids=input_ids, use_cache=use_cache)
+
+
+def with_virtual_tokens():
+    from peft import PromptTuningConfig, get_peft_model
+
+    return get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+@pytest.mark.parametrize("make", [Deaf, with_virtual_tokens])
+def test_rows_stay_apart_where_the_model_would_not_know_them_apart(make):
+    """peft drops position ids beside virtual tokens: joined rows would see each other."""
+    fast = install(make().train(), ["attention", "rows"])
+    assert not fast.joins and fast.on == ["attention without a mask, segment by segment"]
+    assert fast.off == ["rows: the model is not told where a joined row begins"]
+    fast.undo()
+
+
 def test_a_generation_says_the_same_and_leaves_no_trace():
     """Around generation with an adapter: the same answers in fp32, the same bits of weights, no forward of ours left."""
     from peft import LoraConfig, get_peft_model

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ftx.options import Text, build
 from ftx.recipe import Choice, Recipe
 from ftx.run import Run, RunDir
 from ftx.testing.tiny import tiny_model, tiny_model_dir, tiny_tokenizer
+from ftx_fast import install
 from ftx_sft import SFT
 
 FAST: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no"}
@@ -123,6 +126,23 @@ def assert_close(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
         assert (mine[name] - grad).norm() <= limit * grad.norm() + 1e-12, name
 
 
+#: Parts of ftx-fast: all that apply, and none.
+with_and_without = pytest.mark.parametrize("fast", ["auto", "off"])
+
+
+@contextmanager
+def installed(trainer: Any) -> Iterator[Any]:
+    """The parts of ftx-fast on the model, as train() puts them on; where they are asked for, those that fit every model here are on."""
+    every = ["as one function"] + ["attention"] * (trainer.inner.config._attn_implementation == "sdpa")
+    trainer.fast = install(trainer.model, trainer.parts)
+    try:
+        on = " ".join(trainer.fast.on)
+        assert all(part in on for part in every) if trainer.parts else not on, trainer.fast.off
+        yield trainer.fast
+    finally:
+        trainer.fast.undo()
+
+
 def step_gradients(trainer: Any) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of the first optimizer step, as the trainer makes them."""
     loader = iter(trainer.get_train_dataloader())
@@ -130,16 +150,18 @@ def step_gradients(trainer: Any) -> tuple[float, dict[str, torch.Tensor]]:
     batches, count = trainer.get_batch_samples(loader, steps, trainer.args.device)
     trainer.current_gradient_accumulation_steps = len(batches)
     trainer.model.zero_grad()
-    loss = sum(trainer.training_step(trainer.model, batch, count).item() for batch in batches)
+    with installed(trainer):
+        loss = sum(trainer.training_step(trainer.model, batch, count).item() for batch in batches)
     return loss, gradients(trainer.model)
 
 
 # ----------------------------------------------------------------------------------------------------------- the loss
 
 
+@with_and_without
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_and_gradients_are_those_of_plain_transformers(name: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, MODELS[name](), per_device_train_batch_size=4, gradient_accumulation_steps=1)
+def test_loss_and_gradients_are_those_of_plain_transformers(name: str, fast: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, MODELS[name](), per_device_train_batch_size=4, gradient_accumulation_steps=1, fast=fast)
     loss, mine = step_gradients(trainer)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.zero_grad()
@@ -153,12 +175,14 @@ def test_loss_and_gradients_are_those_of_plain_transformers(name: str, tmp_path:
     assert_close(mine, gradients(trainer.model))
 
 
+@with_and_without
 @pytest.mark.parametrize("name", ["plain", "lora", "wrapper"])
 @pytest.mark.parametrize("rows", [16, 13])
-def test_one_batch_of_16_equals_16_batches_of_1(name: str, rows: int, tmp_path: Path) -> None:
+def test_one_batch_of_16_equals_16_batches_of_1(name: str, rows: int, fast: str, tmp_path: Path) -> None:
     """Lengths are unequal, so a mean of means would differ; 13 rows leave an accumulation that is not full."""
-    loss, mine = step_gradients(make_trainer(tmp_path, MODELS[name](), answers(rows), per_device_train_batch_size=16, gradient_accumulation_steps=1))
-    again, theirs = step_gradients(make_trainer(tmp_path, MODELS[name](), answers(rows), per_device_train_batch_size=1, gradient_accumulation_steps=16))
+    one, many = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16}
+    loss, mine = step_gradients(make_trainer(tmp_path, MODELS[name](), answers(rows), fast=fast, **one))
+    again, theirs = step_gradients(make_trainer(tmp_path, MODELS[name](), answers(rows), fast=fast, **many))
     assert abs(loss - again) < 1e-6
     assert_close(mine, theirs)
 
@@ -211,7 +235,7 @@ def test_a_batch_with_nothing_supervised_gives_zero(tmp_path: Path) -> None:
 def test_the_head_runs_on_supervised_positions_only(tmp_path: Path) -> None:
     seen: list[tuple[int, ...]] = []
     for name in ("plain", "lora"):
-        trainer = make_trainer(tmp_path, MODELS[name]())
+        trainer = make_trainer(tmp_path, MODELS[name](), fast="off")
         trainer.inner.lm_head.register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape)))
         batch = next(iter(trainer.get_train_dataloader()))
         trainer.training_step(trainer.model, batch, batch["supervised_tokens"])
@@ -329,10 +353,13 @@ def test_a_row_that_cannot_be_rendered_is_an_error_or_a_ledger_entry(tmp_path: P
 # --------------------------------------------------------------------------------------------------------------- packing
 
 
+@with_and_without
 @pytest.mark.parametrize("name", ["plain", "lora", "wrapper"])
-def test_a_packed_loss_is_that_of_the_separate_rows(name: str, tmp_path: Path) -> None:
-    packed = make_trainer(tmp_path, MODELS[name](), packing=True, max_length=128, per_device_train_batch_size=16, gradient_accumulation_steps=1)
-    apart = make_trainer(tmp_path, MODELS[name](), max_length=128, per_device_train_batch_size=16, gradient_accumulation_steps=1)
+def test_a_packed_loss_is_that_of_the_separate_rows(name: str, fast: str, tmp_path: Path) -> None:
+    """The separate rows without any part: both sides on one fast path could be wrong alike."""
+    options = {"max_length": 128, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
+    packed = make_trainer(tmp_path, MODELS[name](), packing=True, fast=fast, **options)
+    apart = make_trainer(tmp_path, MODELS[name](), fast="off", **options)
     assert len(packed.train_dataset) < 16 == len(apart.train_dataset)
     assert all(sum(lengths) <= 128 for lengths in packed.train_dataset["seq_lengths"])
     loss, mine = step_gradients(packed)
@@ -341,17 +368,18 @@ def test_a_packed_loss_is_that_of_the_separate_rows(name: str, tmp_path: Path) -
     assert_close(mine, theirs)
 
 
-def test_a_row_of_a_pack_does_not_see_the_others(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, packing=True, max_length=128)
+@with_and_without
+def test_a_row_of_a_pack_does_not_see_the_others(fast: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, packing=True, max_length=128, fast=fast)
     batch = next(iter(trainer.get_train_dataloader()))
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert len(starts) > 2 and "attention_mask" not in batch
     assert (batch["labels"][0, starts] == -100).all()
     keep = torch.ones_like(batch["labels"], dtype=torch.bool)
-    before = trainer.model(**trainer._arguments(batch), logits_to_keep=keep).logits
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
     changed["input_ids"][0, starts[1] : starts[2]] = 77
-    after = trainer.model(**trainer._arguments(changed), logits_to_keep=keep).logits
+    with installed(trainer):
+        before, after = (trainer.model(**trainer._arguments(given), logits_to_keep=keep).logits for given in (batch, changed))
     inside = torch.zeros(before.shape[0], dtype=torch.bool)
     inside[starts[1] : starts[2]] = True
     assert torch.equal(before[~inside], after[~inside]) and not torch.equal(before[inside], after[inside])
@@ -625,6 +653,7 @@ def test_adapters_on_a_4_bit_model_train_in_fp32(adapt: Any, tmp_path: Path) -> 
     assert {name for name, one in after.items() if not torch.equal(one, before[name])} == trained
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
