@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ftx.catalogue import Catalogue
-from ftx.data import read_dataset
+from ftx.data import read_dataset, to_dataset
 from ftx.errors import DataError, OptionError, PluginError, RowError, one_line
 from ftx.hooks import Hooks
+from ftx.ledger import Ledger
 from ftx.options import Text, build, fields
 from ftx.prepare import check_rows
 from ftx.recipe import Choice, Recipe
@@ -20,6 +21,8 @@ from ftx_data_files import SOURCE, Book, Output, refuse_or_drop
 if TYPE_CHECKING:
     from datasets import Dataset
 
+#: Rows with a value in a column that show whether a formatter reads it.
+PROBE = 100
 ALWAYS = "Drop such rows into the ledger with --skip-bad-rows."
 
 
@@ -105,14 +108,7 @@ def convert(
     the source does not read are left out, with a ledger entry each, unless they are in `keep`. Raises DataError.
     """
     check_assignments(assignments, ("from", "to"))
-    unused: list[str] = []
-
-    def listening(text: str) -> None:
-        _, found, names = text.partition(": not used: ")
-        unused.extend(names.split(", ") if found else [])
-        say(text)
-
-    read, raw, formatted = format_file(reference, source, assignments, ledger, listening)
+    read, raw, formatted = format_file(reference, source, assignments, ledger, say)
     write = open_format(target, assignments, "to", ledger, say)
     if not write.hooks.owners("unformat_row"):
         raise PluginError(f"formatter '{target}' cannot write rows: it has no unformat_row.", "Choose another --to.")
@@ -123,9 +119,9 @@ def convert(
     clash = next((column for column in keep if column in write.columns), None)
     if clash:
         raise DataError(f"--keep {clash}: {target} reads a column of that name as its own.", "Rename it in the file first.")
-    where = {column: (str(raw[0]["_file"]), int(raw[0]["_line"])) for column in unused if column not in keep} if len(raw) else {}
-    for column, (file, line) in where.items():
-        ledger.add(file, line, f"column '{column}' is left out of every row (--keep {column} carries it over)", "cut")
+    for column, (file, line) in unread(read, raw).items():
+        if column not in keep:
+            ledger.add(file, line, f"column '{column}' is left out of every row (--keep {column} carries it over)", "cut")
     kept = _carried(raw, keep)
     with output:
         for row in rows_in(formatted):
@@ -145,6 +141,36 @@ def convert(
                 output.write({**written, **more})
             kept = _again(place, more, kept) if keep else kept
     return {"rows": len(raw), "written": output.rows, "from": read.name, "to": write.name, "output": str(output.file)}
+
+
+def unread(form: Format, raw: Dataset) -> dict[str, tuple[str, int]]:
+    """The columns without which a formatter makes the same rows, and where each first has a value.
+
+    Asked of the formatter itself, which may tell of such columns or not: the first rows that have a value, with and without.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {column: [] for column in raw.column_names if column not in SOURCE}
+    for row in rows_in(raw):
+        wanting = [column for column in rows if len(rows[column]) < PROBE]
+        if not wanting:
+            break
+        for column in wanting:
+            if row.get(column) not in (None, "", [], {}):
+                rows[column].append(row)
+    found = {}
+    for column, sample in rows.items():
+        made = _made(form, sample)
+        if made is not None and made == _made(form, [{key: value for key, value in row.items() if key != column} for row in sample]):
+            found[column] = (str(sample[0]["_file"]), int(sample[0]["_line"]))
+    return found
+
+
+def _made(form: Format, rows: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """What a formatter makes of rows; None where it makes nothing, or fails: a formatter of one's own may do so in any way."""
+    try:
+        run = dataclasses.replace(form.run, ledger=Ledger(skip_bad_rows=True), say=lambda text: None)
+        return list(rows_in(form.hooks.call("format_dataset", dataset=to_dataset(rows), run=run))) if rows else None
+    except Exception:
+        return None
 
 
 def _carried(raw: Dataset, keep: tuple[str, ...]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:

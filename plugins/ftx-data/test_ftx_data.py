@@ -117,6 +117,17 @@ def test_real_files_go_there_and_back(tmp_path, file, to):
     assert lines(tmp_path / "again.jsonl") == lines(tmp_path / "there.jsonl")
 
 
+def test_a_formatter_that_tells_of_no_columns(monkeypatch, tmp_path):
+    """What is left out is found by the columns, not by what a formatter says, and a column with a value late in the file counts."""
+    import ftx_formats
+
+    monkeypatch.setattr(ftx_formats, "say_unused", lambda *args: None)
+    rows = [{"instruction": "a?", "output": "b"}] * 3 + [{"instruction": "c?", "input": "x", "output": "d", "source, of it": 7}]
+    done = data("convert", put(tmp_path / "rows.jsonl", rows), "--to", "messages", "--output", tmp_path / "out.jsonl")
+    assert [entry["reason"].partition(" is left")[0] for entry in done["ledger"]] == ["column 'source, of it'"]
+    assert lines(tmp_path / "out.jsonl.ledger.jsonl")[0]["line"] == 4
+
+
 def test_columns_that_no_format_reads(tmp_path):
     """They are left out with an entry each, or carried over; one that the target would take for its own is refused."""
     file = put(
