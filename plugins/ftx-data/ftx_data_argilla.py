@@ -67,9 +67,10 @@ class Argilla:
                 f"no record of Argilla's: neither a column 'fields' nor one that ends in '.responses'; the file has: {one_line(', '.join(columns))}.",
                 "Export the records with to_json, or with to_datasets: see Argilla's documentation.",
             )
-        unused = [column for column in ("id", "metadata", "vectors") if column in columns]
+        unused = [column for column in columns if column in ("id", "metadata", "vectors") or column.startswith("metadata.")]
         if unused:
             run.say(f"formatter argilla: not used: {', '.join(unused)}")
+        self._note_unread(dataset, run)
         return format_rows(dataset, self._record, run)
 
     @hookimpl
@@ -106,8 +107,31 @@ class Argilla:
             return {self.field or "prompt": turns[1]["content"], self.system_field: turns[0]["content"]}
         return {self.field or "chat": turns}
 
+    def _note_unread(self, dataset: Dataset, run: Run) -> None:
+        """Fields and questions that no row is made of: each in the ledger once. DataError for several fields where none is named."""
+        from ftx.columns import chunks
+
+        found: dict[str, tuple[str, int]] = {}
+        for row in (row for rows in chunks(dataset) for row in rows):
+            place = str(row.pop("_file", "row")), int(row.pop("_line", 0))
+            record = _nested(row)
+            used = (self._field_of(record["fields"]), self.system_field)
+            fields = [name for name, value in record["fields"].items() if name not in used and value not in (None, "", [])]
+            if fields and self.field is None:
+                raise DataError(
+                    f"{place[0]}:{place[1]}: the record has more fields than its prompt '{one_line(used[0])}': {one_line(', '.join(fields))}.",
+                    f"Name the one that is the prompt, field={one_line(used[0])}: then the others are left out. Else put them together in one field.",
+                )
+            questions = [name for name in self._questions(record) if name != self._question_of(record)]
+            for what in (*(f"field '{name}'" for name in fields), *(f"question '{name}'" for name in questions)):
+                found.setdefault(what, place)
+        for what, (file, line) in found.items():
+            run.ledger.add(file, line, f"{what} is left out of every record", "cut")
+        if found:
+            run.say(f"formatter argilla: not used: {', '.join(found)}")
+
     def _record(self, row: dict[str, Any]) -> dict[str, Any]:
-        record = row if isinstance(row.get("fields"), dict) else nested(row)
+        record = _nested(row)
         if record.get("status") == "discarded":
             raise RowError("the record is discarded")
         prompt = self._prompt(record["fields"])
@@ -121,8 +145,7 @@ class Argilla:
         return {"prompt": turns, "completion": as_messages(answer, "assistant")}
 
     def _prompt(self, fields: dict[str, Any]) -> str | Messages:
-        names = [name for name in fields if name != self.system_field]
-        name = self.field or next((one for one in FIELDS if fields.get(one)), names[0] if names else "")
+        name = self._field_of(fields)
         value = fields.get(name)
         if isinstance(value, str) and value.strip():
             return value
@@ -130,11 +153,21 @@ class Argilla:
             return [{"role": turn["role"], "content": turn["content"]} for turn in value]
         raise RowError(f"field '{name}' holds neither a text nor a chat")
 
+    def _field_of(self, fields: dict[str, Any]) -> str:
+        names = [name for name in fields if name != self.system_field]
+        return self.field or next((one for one in FIELDS if fields.get(one)), names[0] if names else "")
+
+    def _questions(self, record: dict[str, Any]) -> list[str]:
+        return list(dict.fromkeys([*(record.get("responses") or {}), *(record.get("suggestions") or {})]))
+
+    def _question_of(self, record: dict[str, Any]) -> str:
+        known = self._questions(record)
+        return self.question or next((one for one in ANSWERS if one in known), known[0] if known else "answer")
+
     def _answer(self, record: dict[str, Any]) -> str:
         """What was submitted (by most, where several did), else suggested. RowError for none, and for a tie."""
         responses, suggestions = record.get("responses") or {}, record.get("suggestions") or {}
-        known = list(dict.fromkeys([*responses, *suggestions]))
-        name = self.question or next((one for one in ANSWERS if one in known), known[0] if known else "answer")
+        name = self._question_of(record)
         if self.take != "suggestions" and responses.get(name):
             given = [one for one in responses[name] if self._counts(one, record)]
             ranked = Counter(_text(one.get("value"), name) for one in given).most_common()
@@ -153,6 +186,10 @@ class Argilla:
         """Argilla's own JSON has lost the status of each response; then that of the record stands for it."""
         status = response.get("status") or ("submitted" if record.get("status") == "completed" else "draft")
         return status == "submitted" or (self.drafts and status == "draft")
+
+
+def _nested(row: dict[str, Any]) -> dict[str, Any]:
+    return row if isinstance(row.get("fields"), dict) else nested(row)
 
 
 def nested(row: dict[str, Any]) -> dict[str, Any]:

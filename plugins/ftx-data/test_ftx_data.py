@@ -482,6 +482,19 @@ def test_the_status_of_a_response_counts(tmp_path, given, options, wanted):
         assert [turn["content"] for turn in lines(out)[0]["messages"]] == ["a?", wanted]
 
 
+def test_other_fields_and_questions_are_not_lost_in_silence(tmp_path):
+    """Several fields are refused until one is named; then they, and further questions, are in the ledger."""
+    given = {**record("a?", [("b", "submitted")]), "fields": {"instruction": "a?", "input": "x", "context": ""}}
+    given["suggestions"] = {"quality": {"value": 5, "score": None, "agent": "m"}}
+    file, out = put(tmp_path / "records.jsonl", [given]), tmp_path / "out.jsonl"
+    words = ("convert", file, "--from", "argilla", "--to", "messages", "--output", out)
+    assert "records.jsonl:1: the record has more fields than its prompt 'instruction': input." in refused(*words)
+    done = data(*words, "-o", "from.field=instruction")
+    said = [entry["reason"] for entry in done["ledger"]]
+    assert "field 'input' is left out of every record" in said and "question 'quality' is left out of every record" in said
+    assert [turn["content"] for turn in lines(out)[0]["messages"]] == ["a?", "b"]
+
+
 def test_records_out_and_in(tmp_path):
     rows = [LONG[0], {"messages": [{"role": "system", "content": "s"}, *LONG[0]["messages"]]}]
     file, records, back = put(tmp_path / "rows.jsonl", rows), tmp_path / "records.jsonl", tmp_path / "back.jsonl"
