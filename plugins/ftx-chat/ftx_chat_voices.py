@@ -16,12 +16,15 @@ from ftx.encode import Messages, end_tokens, prompt_text, question_and_reference
 from ftx.errors import DataError, ModelError, RecipeError, RowError
 from ftx.prepare import check_rows
 from ftx.readback import recipe_of, reopen
-from ftx.recipe import merge, read_recipe
+from ftx.recipe import Choice, merge, read_recipe
 from ftx.run import RunDir, write_lines
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
+
+#: Columns of answers by the names in use; a formatter's options that name one are called so too, with `_column` behind.
+ANSWERS = ("completion", "response", "answer", "output", "chosen", "rejected")
 
 
 class Voices:
@@ -191,6 +194,9 @@ def _asked(rows: Dataset, voices: Voices, raw: bool) -> Iterator[dict[str, Any]]
     except DataError as error:
         if alone is None:
             raise DataError(error.problem, f"{error.remedy}\nPrompts without answers stand in a column called prompt, or messages.") from error
+        if _answered(rows, voices.run.recipe.formatter):
+            raise DataError(error.problem, f"{error.remedy}\nPrompts are taken alone only where no row has an answer: else leave its column out.") from error
+        voices.run.say(f"no row has an answer that the formatter reads: column '{alone}' is asked as it stands")
         formatted = None
     for row in rows if formatted is None else formatted:
         source = {"file": row.pop("_file", "row"), "line": row.pop("_line", 0)}
@@ -198,6 +204,22 @@ def _asked(rows: Dataset, voices: Voices, raw: bool) -> Iterator[dict[str, Any]]
             yield {**(_question(row, str(alone), voices.tokenizer, raw) if formatted is None else _formatted(row)), **source}
         except RowError as error:
             raise DataError(f"{source['file']}:{source['line']}: {error}.", "Give rows that ask something.") from error
+
+
+def _answered(rows: Dataset, formatter: Choice | None) -> bool:
+    """Whether a row holds an answer: in a column that the formatter reads one from, in one of the usual names, or as the last message."""
+    from ftx.columns import chunks
+
+    options = formatter.options if formatter else {}
+    named = {value for key, value in options.items() if key.removesuffix("_column") in ANSWERS and key.endswith("_column")}
+    reads_messages = formatter is not None and (formatter.name == "auto" or options.get("messages_column") == "messages")
+    for row in (row for part in chunks(rows) for row in part):
+        if any(row.get(name) not in (None, "", []) for name in {*ANSWERS, *named}):
+            return True
+        last = row["messages"][-1] if reads_messages and isinstance(row.get("messages"), list) and row["messages"] else None
+        if isinstance(last, dict) and last.get("role") == "assistant":
+            return True
+    return False
 
 
 def _formatted(row: dict[str, Any]) -> dict[str, Any]:

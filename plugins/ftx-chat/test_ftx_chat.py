@@ -396,6 +396,25 @@ def test_prompts_alone_and_other_formats(run, tmp_path, rows, more, prompt, refe
     assert answer.exit_code == 0, answer.output
     (row,) = read_rows(file)
     assert row["prompt"] == prompt and row.get("reference") == reference
+    assert ("no row has an answer that the formatter reads" in answer.output) is (reference is None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "problem"),
+    [
+        (
+            [{"prompt": "hello", "completion": "Hi."}, {"prompt": "you", "completion": ""}],
+            ["--formatter", "completion"],
+            "in.jsonl:2: field 'completion' is empty.",
+        ),
+        ([{"prompt": "hello", "reply": "Hi."}, {"prompt": "you"}], ["--formatter", "completion", "-o", "formatter.completion_column=reply"], "in.jsonl:2: "),
+        ([{"messages": [*asked("hello"), {"role": "assistant", "content": "Hi."}]}, {"messages": asked("you")}], ["--formatter", "messages"], "in.jsonl:2: "),
+    ],
+)
+def test_one_bad_row_does_not_make_a_file_one_of_prompts_alone(run, tmp_path, rows, more, problem):
+    answer = ftx("generate", run, "--data", write_rows(tmp_path / "in.jsonl", rows), "--output", tmp_path / "out.jsonl", *more)
+    assert answer.exit_code == 2 and problem in answer.output
+    assert "Prompts are taken alone only where no row has an answer" in answer.output and not (tmp_path / "out.jsonl").exists()
 
 
 def test_what_generate_refuses_leaves_nothing(run, tmp_path):
