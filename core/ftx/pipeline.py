@@ -201,8 +201,8 @@ def base_scores(hooks: Hooks, model: Any, tokenizer: Any, questions: Dataset | N
     assert run.directory is not None
     kept = [Score(**entry) for entry in run.directory.read_json("scores.json", []) if entry["phase"] == "base"]
     measured = {score.evaluator for score in kept}
-    missing = hooks.without(key for key in hooks.implementers("evaluate_model") if key.partition(":")[2] in measured)
-    scores, failed = evaluate_phase("base", missing, generator(model, tokenizer, console), questions, run)
+    asked = hooks.without(key for key in hooks.implementers("evaluate_model") if key.partition(":")[2] in measured) if measured else hooks
+    scores, failed = evaluate_phase("base", asked, generator(model, tokenizer, console), questions, run)
     write_scores(run.directory, kept + scores)
     return kept + scores, failed
 
