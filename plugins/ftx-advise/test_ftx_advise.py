@@ -15,7 +15,7 @@ from ftx.errors import DataError
 from ftx.machine import parse_size
 from ftx.recipe import merge, read_recipe, resolve
 from ftx.recommended import recommended
-from ftx_advise_rules import advise, written
+from ftx_advise_rules import CUT, advise, most_tokens, written
 
 REPO = Path(__file__).resolve().parents[2]
 PRODUCTS = str(REPO / "examples" / "data" / "products-train.jsonl")
@@ -115,6 +115,36 @@ def test_every_choice_has_its_reason_in_the_recipe(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
     resolve(merge(read_recipe(file), {}), Catalogue())
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [  # as SmolLM2's vocabulary of 49,152 parts them; larger ones need fewer
+        ("Artificial intelligence is a branch of computer science that studies machines.", 12),
+        ("Die künstliche Intelligenz ist ein Teilgebiet der Informatik, Änderungsvorschläge müssen überprüft werden.", 47),
+        ("人工智能是计算机科学的一个分支、旨在研究如何让机器模拟人类的智能行为、例如学习、推理和语言理解。", 77),
+        ("人工知能は、人間の知的な振る舞いを機械で再現しようとする計算機科学の一分野である。", 71),
+        ("인공지능은 인간의 지능을 기계로 모방하려는 컴퓨터 과학의 한 분야이다.", 81),
+        ("ปัญญาประดิษฐ์เป็นสาขาหนึ่งของวิทยาการคอมพิวเตอร์", 88),
+        ("Искусственный интеллект — это раздел информатики, изучающий возможность моделирования разума.", 72),
+        ("3.14159, 2718281828 4999.95 2024-11-05", 38),
+        ("def f(x):\n    return {k: v for k, v in x.items() if v[0] != '_'}\n", 29),
+        ("THE QUICK BROWN FOX JUMPS OVER", 13),
+        ("😀😃🎉🚀", 12),
+    ],
+)
+def test_a_text_has_no_more_tokens_than_are_counted(text, tokens):
+    assert tokens <= most_tokens(text) <= 3 * tokens
+
+
+def test_long_rows_pass(tmp_path):
+    """The length is that of the longest row where a model has room for it; else rows are cut, and the recipe says so."""
+    long = rows_file(tmp_path, [*texts(40), {"instruction": "Tell it all.", "input": "", "output": "It is a long story. " * 1400}])
+    passes = advise(long, None, "auto", "80GB")
+    assert passes.recipe["trainer"]["max_length"] > 9000 and "allow_truncation" not in passes.recipe
+    cut = advise(rows_file(tmp_path, [*texts(40), {"instruction": "?", "input": "", "output": "很长的故事。" * 9000}]), None, "auto", "8GB")
+    assert cut.recipe["trainer"]["max_length"] == CUT and cut.recipe["allow_truncation"] is True
+    assert "up to 1 of 41 rows are cut at 4,096 tokens" in cut.reasons["allow_truncation"] and "# allow_truncation: " in written(cut)
 
 
 def test_labelled_answers_have_no_trainer(tmp_path):
