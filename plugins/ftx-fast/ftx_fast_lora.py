@@ -6,6 +6,8 @@ input's gradient is summed in place. Formulas: Hu et al., 2021 (arXiv 2106.09685
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ftx_fast_installed import Installed
+
+logger = logging.getLogger(__name__)
 
 #: Siblings that are called with one input.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -165,16 +169,14 @@ class One:
     usual: Callable[..., Any]
 
     def applies(self, x: Tensor) -> bool:
-        """Whether in this moment it is one plain active adapter; dtypes as the base's, no autocast."""
+        """Whether in this moment it is one plain active adapter, and computes in its base's dtype."""
         layer = self.module
-        return (
-            not layer.disable_adapters
-            and not layer.merged
-            and list(layer.active_adapters) == [self.name]
-            and x.dtype is self.frozen.dtype
-            and not torch.is_autocast_enabled(x.device.type)
-            and (not layer.training or isinstance(layer.lora_dropout[self.name], nn.Identity))
-        )
+        active = not layer.disable_adapters and not layer.merged and list(layer.active_adapters) == [self.name]
+        plain = active and (not layer.training or isinstance(layer.lora_dropout[self.name], nn.Identity))
+        if plain and computed_in(x) is not self.frozen.dtype:
+            say_once(f"layers of {self.frozen.dtype} stay peft's where {computed_in(x)} is computed".replace("torch.", ""))
+            return False
+        return plain
 
     @property
     def name(self) -> str:
@@ -185,6 +187,18 @@ class One:
         vectors = layer.lora_magnitude_vector
         size = vectors[name].weight if name in vectors else None
         return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], size
+
+
+def computed_in(x: Tensor) -> torch.dtype:
+    """What a product of x is computed in: under autocast its dtype."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+@functools.cache
+def say_once(what: str) -> None:
+    """What shows only in a forward pass, after the log has said which layers are on."""
+    logger.info("not fast: lora: %s", what)
 
 
 class Group:
@@ -204,7 +218,9 @@ class Group:
         together = [i for i in range(len(self.ones)) if i == number or (number == 0 and self.ones[i].applies(x))]
         found = [self.ones[i].parameters() for i in together]
         downs, ups, scales, sizes = zip(*found, strict=True)
-        outs = Adapted.apply(x, [self.ones[i].frozen for i in together], scales, *downs, *ups, *sizes)
+        computed = computed_in(x)
+        with torch.autocast(x.device.type, enabled=False):  # all is of the base's dtype, the norms of DoRA fp32
+            outs = Adapted.apply(x.to(computed), [self.ones[i].frozen for i in together], scales, *downs, *ups, *sizes)
         for i, out in zip(together, outs, strict=True):
             if i != number:
                 self.ready[i] = (x, out)
@@ -244,6 +260,8 @@ def install(model: nn.Module) -> Installed:
             vars(one.module)["forward"] = bound(group, number)
 
     counting = register_optimizer_step_post_hook(Steps.step)
+
+    say_once.cache_clear()
 
     def undo() -> None:
         counting.remove()

@@ -33,10 +33,10 @@ def adapted(dtype=torch.float32, layers=2, size=0.3, **settings):
     return model
 
 
-def gradients(model):
+def gradients(model, ids=IDS):
     """Loss and the gradient of each trained parameter, by name."""
     model.zero_grad()
-    loss = model(input_ids=IDS, labels=IDS).loss
+    loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -69,6 +69,51 @@ def test_in_bf16_no_further_from_fp32_than_peft(dora):
     _, ours = gradients(model)
     total = lambda found: sum(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth)  # noqa: E731
     assert total(ours) <= 1.05 * total(theirs)
+
+
+def calls_of_peft(model):
+    """A list that grows with each forward of an adapter's B that is called as a module: ours takes its weight."""
+    calls = []
+    for name, module in model.named_modules():
+        if name.endswith("lora_B.default"):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_under_autocast_of_the_bases_dtype_it_is_one_function_too(dora):
+    """As a float16 model is trained on a GPU: half in, half out, and the adapters fp32."""
+    model = adapted(torch.bfloat16, size=0.1, use_dora=dora)
+    wide, calls = copy.deepcopy(model).float(), calls_of_peft(model)
+    away = {"theirs": 0.0, "ours": 0.0}
+    for seed in range(3):
+        ids = torch.randint(60, (3, 11), generator=torch.Generator().manual_seed(seed))
+        _, truth = gradients(wide, ids)
+        for side in away:
+            installed = install(model) if side == "ours" else None
+            calls.clear()
+            with torch.autocast("cpu", torch.bfloat16):
+                _, found = gradients(model, ids)
+            assert bool(calls) == (side == "theirs")
+            if installed is not None:
+                installed.undo()
+            away[side] += sum(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth)
+    assert away["ours"] <= 1.1 * away["theirs"]
+
+
+def test_layers_that_autocast_computes_in_another_dtype_are_pefts_and_the_log_says_so(caplog):
+    model = adapted()
+    calls = calls_of_peft(model)
+    install(model)
+    with caplog.at_level("INFO", "ftx_fast_lora"), torch.autocast("cpu", torch.bfloat16):
+        gradients(model)
+        gradients(model)
+    assert calls and caplog.messages == ["not fast: lora: layers of float32 stay peft's where bfloat16 is computed"]
+    calls.clear()
+    with model.disable_adapter(), caplog.at_level("INFO", "ftx_fast_lora"):
+        model(input_ids=IDS)
+    gradients(model)
+    assert not calls and len(caplog.messages) == 1
 
 
 def test_dora_norms_follow_an_update():
