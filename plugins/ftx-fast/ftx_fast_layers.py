@@ -105,6 +105,11 @@ def kernels(kind: str) -> Any:
     return ftx_fast_triton
 
 
+def fits(size: int) -> bool:
+    """Whether rows of this size can be normalised; here all. Triton's kernels have a function of this name, too."""
+    return True
+
+
 def norm_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """A forward for `module` if it is a Llama-like RMSNorm: if, for weights and inputs at random, it does what ours does."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
@@ -212,12 +217,15 @@ def install(model: nn.Module, parts: Collection[str] = tuple(PARTS)) -> Installe
         return Installed(lambda: None, off=["layers: these are for a CPU, and for a GPU of compute capability 7.0 with Triton"])
     put: list[nn.Module] = []
     counts = dict.fromkeys(parts, 0)
+    wide: set[int] = set()
     for module in list(model.modules()):
         if "forward" in vars(module):
             continue  # another part's, or accelerate's
         for name in parts:
             forward = PARTS[name](module)
-            if forward is not None:
+            if forward is not None and name == "RMSNorm" and not all(kernels(kind).fits(len(module.weight)) for kind in kinds):
+                wide.add(len(module.weight))
+            elif forward is not None:
                 vars(module)["forward"] = forward
                 put.append(module)
                 counts[name] += 1
@@ -228,4 +236,5 @@ def install(model: nn.Module, parts: Collection[str] = tuple(PARTS)) -> Installe
             vars(module).pop("forward", None)
 
     on = [f"{name} as one function: {count} modules" for name, count in counts.items() if count]
-    return Installed(undo, on, [f"{name}: none that is known" for name, count in counts.items() if not count])
+    off = [f"{name}: none that is known" for name, count in counts.items() if not count and not (name == "RMSNorm" and wide)]
+    return Installed(undo, on, [*off, *(f"RMSNorm: rows of {size:,} are too wide for the kernel" for size in sorted(wide))])

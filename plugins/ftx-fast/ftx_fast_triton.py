@@ -16,8 +16,13 @@ from torch.autograd.function import once_differentiable
 
 #: Elements of one program of an elementwise kernel.
 ELEMENTS = 1024
-#: The widest row that one program holds.
+#: The widest row that one program holds in its registers.
 WIDEST = 65536
+
+
+def fits(size: int) -> bool:
+    """Whether the norm's kernel takes rows of this size: one program holds a whole row."""
+    return size <= WIDEST
 
 
 @triton.jit
@@ -92,7 +97,7 @@ def swiglu_backward(grad, gate, up, dgate, dup, count, BLOCK: tl.constexpr):
 
 
 class RMSNorm(torch.autograd.Function):
-    """x [..., h] and weight [h] of one dtype -> weight * (x / rms(x)); `fits` says whether the kernel takes it."""
+    """x [..., h] and weight [h] of one dtype -> weight * (x / rms(x)); `fits` says whether the kernel takes h."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

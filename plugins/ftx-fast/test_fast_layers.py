@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, PhiConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+import ftx_fast_layers
 from ftx.testing.tiny import tiny_model
 from ftx_fast_layers import RMSNorm, SwiGLU, install, turned
 
@@ -191,6 +193,15 @@ def test_a_forward_of_someone_else_stays() -> None:
     assert installed.on[0] == "RMSNorm as one function: 4 modules"
     installed.undo()
     assert vars(model.model.norm)["forward"] is mine
+
+
+def test_a_norm_too_wide_for_the_kernel_stays_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program of Triton's kernel holds a whole row, of a width that has a bound."""
+    monkeypatch.setattr(ftx_fast_layers, "kernels", lambda kind: SimpleNamespace(fits=lambda size: size <= 16))
+    narrow, wide = LlamaRMSNorm(16), LlamaRMSNorm(17)
+    installed = install(nn.ModuleList([narrow, wide]), parts=["RMSNorm"])
+    assert installed.on == ["RMSNorm as one function: 1 modules"] and "forward" in vars(narrow) and "forward" not in vars(wide)
+    assert installed.off == ["RMSNorm: rows of 17 are too wide for the kernel"] == install(wide, parts=["RMSNorm"]).off
 
 
 def test_parts_are_chosen_by_name() -> None:

@@ -53,6 +53,10 @@ def test_norm(shape, dtype):
     near(both("RMSNorm", normal(*shape, dtype=dtype), normal(shape[-1], seed=1, dtype=dtype), others=(1e-5,)))
 
 
+def test_the_widest_row():
+    assert fast.fits(fast.WIDEST) and not fast.fits(fast.WIDEST + 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_rotary(rows, dtype):
