@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import click
-from watch import Watch
+from clock import Watch
 
 from ftx import pipeline
 from ftx.catalogue import Catalogue

@@ -1,9 +1,10 @@
 """make bench, make bench-full: ftx beside TRL as it comes and TRL tuned, on the same rows, settings and seed; writes docs/benchmarks.md.
 
 `run.py [WORKLOAD...] [--full] [--steps N] [--repeats N]`. Each run is a process of its own and the sides take turns, A B C A B C; times are
-seconds of an optimizer step without start-up (the first two of each run are left out), memory is what the process held at most above
-what it held when training began. Losses and gradient norms stand beside them, so that nobody wins by not learning. Where
-FTX_BENCH_PEERS names the directory of an environment with LLaMA-Factory, that takes its turn too.
+seconds from one optimizer step's beginning to the next one's, by one clock for every side (tests/toys/clock.py; the first two of each run
+are left out, so that start-up does not count), memory is what the process held at most above what it held when training began. Losses
+and gradient norms stand beside them, so that nobody wins by not learning. Where FTX_BENCH_PEERS names the directory of an environment
+with LLaMA-Factory, that takes its turn too.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ BARS = [
     ("tokens/s, LoRA on snips, ftx / TRL tuned", "snips, LoRA", "TRL tuned", "step", 2.5),
     ("tokens/s, LoRA on alpaca, ftx / TRL tuned", "alpaca, LoRA", "TRL tuned", "step", 2.5),
     ("tokens/s, LoRA on snips, ftx / LLaMA-Factory", "snips, LoRA", "LLaMA-Factory", "step", 2.5),
+    ("tokens/s, LoRA on alpaca, ftx / LLaMA-Factory", "alpaca, LoRA", "LLaMA-Factory", "step", 2.5),
     ("tokens/s, DPO, ftx / TRL", "DPO, LoRA", "TRL", "step", 3.0),
     ("memory above load, LoRA on snips, ftx / TRL", "snips, LoRA", "TRL", "peak", 0.7),
     ("step of `ftx run` / of its trainer called directly", "snips, LoRA", "ftx direct", "overhead", 1.01),
@@ -122,7 +124,7 @@ def size(text: str) -> int:
 
 
 def measure(side: str, kind: str, adapter: str, data: Path, steps: int, work: Path, more: tuple[str, ...] = ()) -> dict:
-    """One run in a process of its own -> what tests/toys/watch.py notes, and for ftx `tokens` and `supervised_tokens`. `more`: words for ftx."""
+    """One run in a process of its own -> what tests/toys/clock.py notes, and for ftx `tokens` and `supervised_tokens`. `more`: words for ftx."""
     work.mkdir()
     pairs = kind == "pairs"
     batch, rate = (2, 1e-4) if pairs else (16, 1e-5 if adapter == "full" else 2e-4)

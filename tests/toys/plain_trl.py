@@ -13,11 +13,11 @@ from pathlib import Path
 
 def main(settings: dict) -> None:
     import torch
+    from clock import Watch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-    from watch import Watch
 
     from ftx import models
 
