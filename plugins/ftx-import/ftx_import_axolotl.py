@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from ftx_import_translation import ALWAYS, ITSELF, Translation, found, names_of, number, optimizer, refuse, scheduler, steps, whole
@@ -16,8 +17,16 @@ DEFAULTS = {
 }
 #: Our losses for its kinds of preference training.
 RL = {"dpo": "sigmoid", "ipo": "ipo"}
-#: Prompt styles that are Alpaca's `### Instruction:` text, and those that are columns of another name.
-ALPACA = ("alpaca", "alpaca:chat", "gpteacher", "explainchoice", "concisechoice", "jeopardy", "summarizetldr")
+#: Its styles of preference data -> the columns that they are documented with; what stands before the point is a template.
+TEMPLATES = ("chatml", "llama3")
+STYLES = {
+    "argilla": {"prompt_column": "instruction", "chosen_column": "chosen_response", "rejected_column": "rejected_response"},
+    "argilla_chat": {},
+    "icr": {"prompt_column": "input"},
+    "intel": {"prompt_column": "question"},
+    "prompt_pairs": {"prompt_column": "prompt"},
+    "ultra": {"prompt_column": "prompt"},
+}
 #: Keys that steer machinery which ftx does not have, and why that loses nothing.
 NEEDLESS = {
     "output_dir": "the run's directory is --output, which never stands in a recipe",
@@ -50,7 +59,6 @@ NEEDLESS = {
     "resume_from_checkpoint": "ftx resume RUN",
     "local_rank": ITSELF,
     "debug": "--traceback",
-    "load_best_model_at_end": "not set",
     "include_tokens_per_second": ALWAYS,
     "tokenizer_use_fast": ALWAYS,
 }
@@ -101,6 +109,17 @@ KNOWN = {
 #: Its names of columns -> ours, for preferences and for instructions.
 PAIRS = {"field_chosen": "chosen_column", "field_rejected": "rejected_column", "field_prompt": "prompt_column", "field_system": "system_column"}
 INSTRUCTIONS = {"field_instruction": "instruction_column", "field_input": "input_column", "field_output": "output_column", "field_system": "system_column"}
+#: Keys of an entry that say how its rows are read, what stands for a key that is not set, and words for what is lost of an entry.
+READING = ("type", "field", "field_messages", "message_property_mappings", *PAIRS)
+UNSET: tuple[Any, ...] = (None, False, [], "", {})
+OWN_TEXT = "the model's chat template is used; for texts of your own write a formatter (README)"
+AS_IT_STANDS = "texts are taken as they stand, or as turns of the model's template"
+WORDS = {
+    **dict.fromkeys(("format", "no_input_format", "system_format", "system_prompt"), OWN_TEXT),
+    **dict.fromkeys(("prompt_format", "chosen_format", "rejected_format"), AS_IT_STANDS),
+    "conversation": "the model's own template is used",
+    "roles": "ftx has its own names of roles: -o formatter.user_tag and its like",
+}
 TRACKERS = {"wandb": "wandb_project", "mlflow": "mlflow_tracking_uri", "comet": "comet_project_name"}
 
 
@@ -116,8 +135,11 @@ def translate(given: dict[str, Any]) -> Translation:
     _data(t)
     for path, value in DEFAULTS.items():
         t.assume(path, value)
+    if given.get("shuffle_merged_datasets") is False:
+        t.lose("shuffle_merged_datasets", "rows are always shuffled")
     for key, why in NEEDLESS.items():
-        t.skip(key, why)
+        if key not in t.lost:
+            t.skip(key, why)
     t.lose_set(KNOWN)
     for tracker, key in TRACKERS.items():
         for one in [one for one in given if one.startswith(f"{tracker}_") or one == f"use_{tracker}"]:
@@ -161,6 +183,7 @@ def _trainer(t: Translation) -> None:
             "save_strategy": ("trainer.save_strategy", _strategy),
             "eval_strategy": ("trainer.eval_strategy", _strategy),
             "save_total_limit": ("trainer.save_total_limit", whole),
+            "load_best_model_at_end": "trainer.load_best_model_at_end",
             "early_stopping_patience": ("trainer.early_stopping_patience", whole),
             "dataloader_num_workers": ("trainer.dataloader_num_workers", whole),
             "adam_beta1": ("trainer.args.adam_beta1", number),
@@ -185,7 +208,8 @@ def _trainer(t: Translation) -> None:
     if isinstance(checkpointing, bool):
         t.set("trainer.gradient_checkpointing", checkpointing, "gradient_checkpointing")
     elif checkpointing is not None:
-        t.set("trainer.gradient_checkpointing", True, "gradient_checkpointing")
+        t.recipe["trainer"]["gradient_checkpointing"] = True
+        t.lose("gradient_checkpointing", f"activations are computed again (gradient_checkpointing=true); '{checkpointing}' has no counterpart")
     t.skip("gradient_checkpointing_kwargs", ITSELF)
 
 
@@ -205,6 +229,10 @@ def _model(t: Translation) -> None:
             t.set("dtype", "bfloat16" if key.startswith("b") else "float16", key)
         elif value == "auto":
             t.set("dtype", "auto", key)
+    off = [key for key in ("bf16", "bfloat16", "fp16", "float16") if t.given.get(key) is False]
+    if "dtype" not in t.recipe and any(key.startswith("b") for key in off):
+        for key in off:
+            t.set("dtype", "float32", key)
 
 
 def _adapter(t: Translation) -> None:
@@ -247,69 +275,135 @@ def _adapter(t: Translation) -> None:
 
 
 def _data(t: Translation) -> None:
+    """The first of the data sets, and how its rows are read; what its entry says besides is a loss of its own."""
+    given = {key: t.get(key) if isinstance(t.get(key), list) else [] for key in ("datasets", "test_datasets")}
+    entries = {key: [deepcopy(one) for one in given[key] if isinstance(one, dict)] for key in given}
     for key, target in (("datasets", "data"), ("test_datasets", "eval_data")):
-        sets = t.get(key)
-        if not isinstance(sets, list) or not sets or not isinstance(sets[0], dict):
+        if not entries[key]:
             continue
-        first = dict(sets[0])
-        files = first.pop("data_files", None)
-        path = files[0] if isinstance(files, list) and files else files or first.pop("path", None)
-        first.pop("path", None)
-        if path is not None:
-            t.set(target, found(str(path)), key)
-        if len(sets) > 1:
-            t.lose(f"{key}[1:]", f"{len(sets) - 1} more datasets: ftx takes one file or a directory of files")
-        if key == "datasets":
-            _formatter(t, first)
+        first = entries[key][0]
+        _file(t, first, key, target)
+        for name in ("ds_type", "split", "preprocess_shards"):
+            value = first.pop(name, None)
+            if name == "split" and value not in (None, "train"):
+                t.lose(f"{key}[0].split", "a file is one split, and of the hub `train` is read")
+            elif value is not None:
+                t.needless[f"{key}[0].{name}"] = ITSELF
+        if len(given[key]) > 1:
+            t.lose(f"{key}[1:]", f"{len(given[key]) - 1} more datasets: ftx takes one file or a directory of files")
+    if entries["test_datasets"]:
+        _same_format(t, entries["test_datasets"][0], entries["datasets"][0] if entries["datasets"] else {})
+    if entries["datasets"]:
+        _formatter(t, entries["datasets"][0])
+
+
+def _file(t: Translation, entry: dict[str, Any], key: str, target: str) -> None:
+    """Where an entry's rows are: its path, or the one of its files."""
+    path, files = entry.pop("path", None), entry.pop("data_files", None)
+    files = [files] if isinstance(files, str) else files or []
+    if path is not None and not files:
+        t.set(target, found(str(path)), key)
+        t.carried[f"{key}[0].path"] = target
+    elif files:
+        t.set(target, found(str(files[0])), key)
+        t.carried[f"{key}[0].data_files"] = target
+        if len(files) > 1:
+            t.lose(f"{key}[0].data_files[1:]", f"{len(files) - 1} more files: ftx takes one file or a directory of files")
+        if path in ("json", "csv", "parquet", "arrow", "text"):
+            t.needless[f"{key}[0].path"] = "files are told apart by their endings"
+        elif path is not None:
+            t.lose(f"{key}[0].path", f"the files of '{path}' are not looked up there: put them here, or give the repository whole")
+
+
+def _same_format(t: Translation, entry: dict[str, Any], trained: dict[str, Any]) -> None:
+    """Held-out rows are read as those that are trained on; an entry that says otherwise is a loss."""
+    for name, value in entry.items():
+        if name in trained and trained[name] == value:
+            t.carried[f"test_datasets[0].{name}"] = "formatter"
+        elif value not in UNSET:
+            t.lose(f"test_datasets[0].{name}", "held-out rows are read as those of datasets[0] are")
+    for name, value in trained.items():
+        if name not in entry and value not in UNSET and name in READING:
+            t.lose(f"test_datasets[0].{name}", "not given, and held-out rows are read as those of datasets[0] are")
 
 
 def _formatter(t: Translation, entry: dict[str, Any]) -> None:
     """How rows are read, from one dataset's entry; what the entry says besides is a loss of its own."""
     kind = entry.pop("type", None)
-    for name in ("ds_type", "split", "preprocess_shards"):
-        if entry.pop(name, None) not in (None, "train", "json", "csv", "parquet", "arrow", "text"):
-            t.lose(f"datasets[0].{name}", "files are told apart by their endings, and a file is one split")
-    name, options = "auto", {}
-    preference = t.recipe["trainer"]["name"] == "dpo"
-    if preference:
-        name = "preference"
-        options = {ours: entry.pop(theirs) for theirs, ours in PAIRS.items() if theirs in entry}
-        if isinstance(kind, dict):
-            options |= {ours: kind[theirs] for theirs, ours in PAIRS.items() if theirs in kind}
-            for word in ("prompt_format", "chosen_format", "rejected_format"):
-                if word in kind:
-                    t.lose(f"datasets[0].type.{word}", "texts are taken as they stand, or as turns of the model's template")
+    if t.recipe["trainer"]["name"] == "dpo":
+        name, options = _pairs(t, kind, entry)
     elif isinstance(kind, dict):
-        name = "alpaca"
-        options = {ours: kind[theirs] for theirs, ours in INSTRUCTIONS.items() if kind.get(theirs)}
-        for word in ("format", "no_input_format", "system_format", "system_prompt"):
-            if kind.get(word):
-                t.lose(f"datasets[0].type.{word}", "the model's chat template is used; for texts of your own write a formatter (README)")
-    elif kind in ALPACA:
+        name, options = "alpaca", _columns(t, kind, INSTRUCTIONS, "datasets[0].type")
+    elif kind == "alpaca":
         name, options = "alpaca", {"style": "instruction"}
     elif kind == "alpaca_chat.load_qa":
         name, options = "completion", {"prompt_column": "question", "completion_column": "answer", "style": "chat"}
     elif kind == "completion":
-        name, options = "text", {"text_column": entry.pop("field")} if entry.get("field") else {}
-    elif kind in ("chat_template", "sharegpt") or str(kind).startswith("sharegpt"):
-        mapping = entry.pop("message_property_mappings", None) or {}
-        role, content = mapping.get("role", entry.pop("message_field_role", None)), mapping.get("content", entry.pop("message_field_content", None))
-        messages = entry.pop("field_messages", None)
-        if kind != "chat_template" or content == "value":
-            name = "sharegpt"
-            options = {"messages_column": messages, "role_tag": role, "content_tag": content} if kind == "chat_template" else {}
-        else:
-            name, options = "messages", {"messages_column": messages}
-        options = {key: value for key, value in options.items() if value}
-        entry.pop("conversation", None)
-    elif kind is not None:
-        t.lose("datasets[0].type", f"no formatter for the prompt style '{kind}': auto looks at the columns")
+        name, options = "text", _columns(t, entry, {"field": "text_column"}, "datasets[0]", rest=False)
+    elif kind in ("chat_template", "sharegpt", "sharegpt:chat"):
+        name, options = _turns(t, str(kind), entry)
+    else:
+        name, options = "auto", {}
+        if kind is not None:
+            t.lose("datasets[0].type", f"no formatter for the prompt style '{kind}': auto looks at the columns")
     t.recipe["formatter"] = {"name": name, **options}
-    if kind is not None and "datasets[0].type" not in t.lost:
+    if kind is not None and not isinstance(kind, dict) and "datasets[0].type" not in t.lost:
         t.carried["datasets[0].type"] = f"formatter={name}"
     for key, value in entry.items():
-        if value not in (None, False, [], "", {}):
-            t.lose(f"datasets[0].{key}", KNOWN.get(key) or "no counterpart")
+        if value in UNSET:
+            t.needless[f"datasets[0].{key}"] = "not set"
+        else:
+            t.lose(f"datasets[0].{key}", WORDS.get(key) or KNOWN.get(key) or "no counterpart")
+
+
+def _pairs(t: Translation, kind: Any, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The formatter of preferences with the columns of a style, or with those that the entry names."""
+    options: dict[str, Any] = {}
+    if isinstance(kind, dict):
+        options = _columns(t, kind, PAIRS, "datasets[0].type")
+    elif kind in ("chat_template", "chat_template.default"):
+        options = {"prompt_column": entry.get("field_messages") or "messages"}
+        t.carried |= {"datasets[0].field_messages": "formatter.prompt_column"} if entry.pop("field_messages", None) else {}
+        if entry.get("message_property_mappings") == {"role": "role", "content": "content"}:
+            t.needless["datasets[0].message_property_mappings"] = "its default"
+            del entry["message_property_mappings"]
+    elif kind is not None:
+        template, _, style = str(kind).partition(".")
+        if template not in TEMPLATES or style not in STYLES:
+            t.lose(
+                "datasets[0].type", f"the columns of the style '{kind}' are not known: preference looks for its own, name them with -o formatter.prompt_column"
+            )
+        else:
+            options = {**STYLES[style], "style": "chat"}
+            t.lose(f"datasets[0].type: {template}", "the model's own template is used")
+    return "preference", options | _columns(t, entry, PAIRS, "datasets[0]", rest=False)
+
+
+def _turns(t: Translation, kind: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The formatter of conversations: messages of role and content, or turns under other keys."""
+    options = _columns(t, entry, {"field_messages": "messages_column"}, "datasets[0]", rest=False)
+    tags = _columns(t, entry, {"message_field_role": "role_tag", "message_field_content": "content_tag"}, "datasets[0]", rest=False)
+    mapping = entry.pop("message_property_mappings", None) or {}
+    tags |= _columns(t, mapping, {"role": "role_tag", "content": "content_tag"}, "datasets[0].message_property_mappings")
+    if kind == "chat_template" and tags.get("role_tag", "role") == "role" and tags.get("content_tag", "content") == "content":
+        return "messages", options
+    usual = {"role_tag": "role", "content_tag": "content"} if kind == "chat_template" else {}
+    return "sharegpt", options | usual | tags
+
+
+def _columns(t: Translation, given: dict[str, Any], names: dict[str, str], where: str, *, rest: bool = True) -> dict[str, Any]:
+    """Our options out of its keys; with `rest`, every other key that is set is a loss."""
+    options = {}
+    for key, value in list(given.items()):
+        if value in UNSET and (rest or key in names):
+            t.needless[f"{where}.{key}"] = "not set"
+            given.pop(key)
+        elif key in names:
+            options[names[key]] = given.pop(key)
+            t.carried[f"{where}.{key}"] = f"formatter.{names[key]}"
+        elif rest:
+            t.lose(f"{where}.{key}", WORDS.get(key, "no counterpart"))
+    return options
 
 
 def _strategy(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -89,7 +90,77 @@ datasets:
         {"formatter.name": "sharegpt", "formatter.messages_column": "conversations", "formatter.role_tag": "from", "formatter.content_tag": "value"},
         ["chat_template", "datasets[0].roles_to_train", "datasets[0].train_on_eos"],
     ),
-    "sharegpt": ("base_model: b\nadapter: lora\ndatasets: [{path: d, type: sharegpt, conversation: chatml}]\n", {"formatter.name": "sharegpt"}, []),
+    "sharegpt": (
+        "base_model: b\nadapter: lora\ndatasets: [{path: d, type: sharegpt, conversation: chatml}]\n",
+        {"formatter.name": "sharegpt"},
+        ["datasets[0].conversation"],
+    ),
+    "turns under other keys": (
+        """
+base_model: b
+datasets:
+  - path: d
+    type: chat_template
+    message_property_mappings: {role: speaker, content: said, weight: w}
+    roles: {user: [human], assistant: [gpt]}
+""",
+        {"formatter.name": "sharegpt", "formatter.role_tag": "speaker", "formatter.content_tag": "said"},
+        ["datasets[0].message_property_mappings.weight", "datasets[0].roles"],
+    ),
+    "styles with columns of their own": (
+        "base_model: b\ndatasets: [{path: d, type: summarizetldr}]\n",
+        {"formatter.name": "auto", "formatter.style": None},
+        ["datasets[0].type"],
+    ),
+    "one part of a repository": (
+        "base_model: b\ndatasets: [{path: me/repo, data_files: [a.json, b.json], type: alpaca, split: test}]\n",
+        {"data": "a.json"},
+        ["datasets[0].path", "datasets[0].data_files[1:]", "datasets[0].split"],
+    ),
+    "files of a kind": ("base_model: b\ndatasets: [{path: json, data_files: a.jsonl, ds_type: json, type: alpaca}]\n", {"data": "a.jsonl"}, []),
+    "held-out rows that are read in another way": (
+        """
+base_model: b
+datasets: [{path: d, type: {field_instruction: q, field_output: a}}]
+test_datasets: [{path: e, type: {field_instruction: question, field_output: a}, split: validation, field: x}]
+""",
+        {"data": "d", "eval_data": "e", "formatter.instruction_column": "q"},
+        ["test_datasets[0].type", "test_datasets[0].split", "test_datasets[0].field"],
+    ),
+    "held-out rows without a style": (
+        "base_model: b\ndatasets: [{path: d, type: completion, field: t}]\ntest_datasets: [{path: e, type: completion}]\n",
+        {"eval_data": "e"},
+        ["test_datasets[0].field"],
+    ),
+    "no half precision": ("base_model: b\nbf16: false\nfp16: false\n", {"dtype": "float32"}, []),
+    "bf16 where there is any": ("base_model: b\nbf16: auto\nfp16: false\n", {"dtype": "auto"}, []),
+    "offload": (
+        "base_model: b\ngradient_checkpointing: offload\ngradient_checkpointing_kwargs: {use_reentrant: false}\nshuffle_merged_datasets: false\n",
+        {"trainer.gradient_checkpointing": True},
+        ["gradient_checkpointing", "shuffle_merged_datasets"],
+    ),
+    "the best checkpoint": (
+        "base_model: b\ndatasets: [{path: d, type: alpaca}]\ntest_datasets: [{path: e, type: alpaca}]\n"
+        "load_best_model_at_end: true\nsave_steps: 100\neval_steps: 50\nspecial_tokens: {pad_token: <pad>}\n",
+        {"trainer.load_best_model_at_end": True, "eval_data": "e"},
+        ["special_tokens"],
+    ),
+    "dpo of another template": (
+        "base_model: b\nrl: dpo\ndatasets: [{path: d, type: llama3.argilla}]\n",
+        {"formatter.prompt_column": "instruction", "formatter.chosen_column": "chosen_response", "formatter.rejected_column": "rejected_response"},
+        ["datasets[0].type: llama3"],
+    ),
+    "dpo of whole conversations": (
+        "base_model: b\nrl: dpo\ndatasets: [{path: d, type: chatml.ultra}]\n",
+        {"formatter.style": "chat"},
+        ["datasets[0].type: chatml"],
+    ),
+    "dpo of ranked answers": ("base_model: b\nrl: dpo\ndatasets: [{path: d, type: zephyr.nectar}]\n", {"formatter.prompt_column": None}, ["datasets[0].type"]),
+    "dpo of one's own": (
+        "base_model: b\nrl: dpo\ndatasets:\n- path: d\n  type: {field_prompt: q, field_chosen: good, field_rejected: bad, prompt_format: '{p}', field_x: y}\n",
+        {"formatter.prompt_column": "q", "formatter.chosen_column": "good", "formatter.rejected_column": "bad"},
+        ["datasets[0].type.prompt_format", "datasets[0].type.field_x"],
+    ),
     "completion": (
         "base_model: b\ndatasets: [{path: d, type: completion, field: content}]\n",
         {"formatter.name": "text", "formatter.text_column": "content"},
@@ -107,8 +178,8 @@ datasets:
     ),
     "dpo": (
         "base_model: b\nadapter: lora\nrl: dpo\nrl_beta: 0.2\nlearning_rate: 5e-6\ndatasets: [{path: d, split: train, type: chatml.intel}]\n",
-        {"trainer.name": "dpo", "trainer.beta": 0.2, "formatter.name": "preference"},
-        [],
+        {"trainer.name": "dpo", "trainer.beta": 0.2, "formatter.name": "preference", "formatter.prompt_column": "question", "formatter.style": "chat"},
+        ["datasets[0].type: chatml"],
     ),
     "ipo and rpo": (
         "base_model: b\nadapter: lora\nrl: ipo\nrpo_alpha: 0.5\ndatasets: [{path: d, type: chat_template.default, field_chosen: good, field_rejected: bad}]\n",
@@ -119,6 +190,7 @@ datasets:
         """
 base_model: b
 adapter: lora
+datasets: [{path: d, type: alpaca}]
 test_datasets: [{path: held-out, type: alpaca, ds_type: json, split: train}]
 save_steps: 100
 eval_steps: 50
@@ -284,6 +356,25 @@ def test_there_are_twenty_of_each():
     assert len(AXOLOTL) >= 20 and len(LLAMAFACTORY) >= 20
 
 
+def leaves(value, path: str = ""):
+    """The path of everything in a configuration that holds no more of its own; a list of scalars is one thing."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{number}]")
+    else:
+        yield path
+
+
+def is_told(path: str, done) -> bool:
+    """Whether something is carried itself, or it or what holds it is needless or lost."""
+    holders = [path[:at] for at in range(1, len(path)) if path[at] in ".["]
+    beyond = re.fullmatch(r"(\w+)\[[1-9]\d*\].*", path)
+    return path in done.carried or any(one in done.needless or one in done.lost for one in [path, *holders, *([f"{beyond[1]}[1:]"] if beyond else [])])
+
+
 @pytest.mark.parametrize(("translate", "text", "wanted", "lost"), CASES)
 def test_a_configuration(translate, text, wanted, lost):
     given = yaml.safe_load(text)
@@ -294,6 +385,8 @@ def test_a_configuration(translate, text, wanted, lost):
         homes = [home for home in ("carried", "needless", "lost") if key in getattr(done, home)]
         assert homes, f"{key} is dropped in silence"
         assert len(homes) == 1, f"{key} is in {homes}"
+    assert [path for path in leaves(yaml.safe_load(text)) if not is_told(path, done)] == [], "dropped in silence"
+    assert given == yaml.safe_load(text)
     check(done.recipe)  # the recipe resolves: every plugin is there and takes its options
 
 
