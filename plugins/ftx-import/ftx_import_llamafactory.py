@@ -34,7 +34,6 @@ NEEDLESS = {
     "preprocessing_batch_size": ITSELF,
     "plot_loss": "the page of the run has the curves",
     "ddp_timeout": ITSELF,
-    "template": "the model's own chat template is used",
     "flash_attn": "attention is chosen by what is installed and exact",
     "enable_liger_kernel": "fast=auto does what is exact",
     "use_unsloth": "fast=auto does what is exact",
@@ -48,7 +47,6 @@ NEEDLESS = {
     "upcast_layernorm": ITSELF,
     "use_kv_cache": ALWAYS,
     "dataset_dir": "the dataset's file is named",
-    "quantization_method": "nf4 and int8 are bitsandbytes'",
     "print_param_status": "a run prints what trains",
     "include_num_input_tokens_seen": ALWAYS,
     "include_tokens_per_second": ALWAYS,
@@ -59,6 +57,7 @@ NEEDLESS = {
     "log_level": ITSELF,
 }
 KNOWN = {
+    "template": "the model's own chat template is used: where it is another one, another text is learned",
     "train_on_prompt": "ftx trains on answers only",
     "mask_history": "ftx trains on all assistant turns",
     "val_size": "no split is made in a run: `ftx data split` writes the two files, --eval-data takes the second",
@@ -227,6 +226,8 @@ def _adapter(t: Translation) -> None:
             t.set("quantizer", "int8" if whole(bits) == 8 else t.get("quantization_type", "nf4"), "quantization_bit")
         else:
             t.lose("quantization_bit", f"no quantizer has {bits} bits")
+        if t.get("quantization_method") in ("bnb", "bitsandbytes"):
+            t.skip("quantization_method", "nf4 and int8 are bitsandbytes'")
         for key in ("quantization_type", "double_quantization"):
             t.skip(key, "as the quantizer or qlora does it" if t.get("double_quantization", True) else "the quantizer's own option decides")
     if full:

@@ -254,7 +254,7 @@ bf16: true
             "trainer.warmup_steps": 0.1,
             "dtype": "bfloat16",
         },
-        ["dataset"],
+        ["dataset", "template"],
     ),
     "its defaults": (
         "model_name_or_path: b\n",
@@ -285,7 +285,7 @@ bf16: true
     ),
     "fp4": ("model_name_or_path: b\nquantization_bit: 4\nquantization_type: fp4\n", {"adapter.name": "lora", "quantizer": "fp4"}, []),
     "8 bits": ("model_name_or_path: b\nquantization_bit: 8\n", {"adapter.name": "lora", "quantizer": "int8"}, []),
-    "3 bits": ("model_name_or_path: b\nquantization_bit: 3\nquantization_method: hqq\n", {"adapter.name": "lora"}, ["quantization_bit"]),
+    "3 bits": ("model_name_or_path: b\nquantization_bit: 3\nquantization_method: hqq\n", {"adapter.name": "lora"}, ["quantization_bit", "quantization_method"]),
     "dora": (
         "model_name_or_path: b\nuse_dora: true\nlora_target: q_proj,v_proj\n",
         {"adapter.name": "dora", "adapter.target_modules": ["q_proj", "v_proj"]},
