@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 from pathlib import Path
 
@@ -12,27 +13,43 @@ from torch import nn
 
 from ftx_fast_installed import Installed
 
-#: glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX; what training sets, and glibc's defaults.
-MALLOPT = ((-1, 2**31 - 1, 128 << 10), (-2, 64 << 20, 0), (-4, 0, 65536))
+#: glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX; what training sets, glibc's defaults, and what glibc calls them where
+#: they are set from outside.
+MALLOPT = ((-1, 2**31 - 1, 128 << 10, "trim_threshold"), (-2, 64 << 20, 0, "top_pad"), (-4, 0, 65536, "mmap_max"))
+#: Allocators that take glibc's place when they are preloaded; mallopt would say nothing to them.
+OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
 def keep_memory() -> Installed:
     """Let glibc's allocator keep what is freed: a step asks for the same sizes again, and fresh pages cost a fault each.
 
-    Set in the running process; no environment variable, no second start. Undone, freed memory goes back to the system.
+    Set in the running process; no environment variable, no second start. Undone, freed memory goes back to the system, by the
+    thresholds that the process was started with.
     """
     if platform.libc_ver()[0] != "glibc":
         return Installed(lambda: None, off=["memory: not glibc's allocator"])
+    if other := next((name for name in OTHERS if name in os.environ.get("LD_PRELOAD", "")), None):
+        return Installed(lambda: None, off=[f"memory: {other} is preloaded, not glibc's allocator"])
     libc = ctypes.CDLL(None)
-    for option, value, _ in MALLOPT:
+    for option, value, _, _ in MALLOPT:
         libc.mallopt(option, value)
 
     def undo() -> None:
-        for option, _, default in MALLOPT:
-            libc.mallopt(option, default)
+        for option, _, default, name in MALLOPT:
+            libc.mallopt(option, set_outside(name, default))
         libc.malloc_trim(0)
 
     return Installed(undo, on=["memory kept between steps"])
+
+
+def set_outside(name: str, default: int) -> int:
+    """glibc's malloc setting of this name as the environment has it: MALLOC_TOP_PAD_ or GLIBC_TUNABLES=glibc.malloc.top_pad=N."""
+    tunables = dict(one.partition("=")[::2] for one in os.environ.get("GLIBC_TUNABLES", "").split(":"))
+    found = os.environ.get(f"MALLOC_{name.upper()}_", tunables.get(f"glibc.malloc.{name}", ""))
+    try:
+        return min(int(found, 0), 2**31 - 1)  # mallopt takes a C int
+    except ValueError:
+        return default
 
 
 def fp32_products(model: nn.Module) -> Installed:

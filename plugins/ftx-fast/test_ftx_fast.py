@@ -51,6 +51,8 @@ def test_gradients_of_each_part_alone_and_of_all(part):
         fast = install(model, parts)
         model.zero_grad()
         try:
+            if parts and not fast.on:
+                pytest.skip("; ".join(fast.off) or f"{part} has nothing to do on this processor")
             given, wanted = fast.joined({"input_ids": ids, "use_cache": False}, labels, lengths, 0)
             keep = torch.zeros_like(wanted, dtype=torch.bool)
             keep[:, :-1] = wanted[:, 1:] != -100
@@ -81,6 +83,8 @@ def test_settings_of_the_process_leave_numbers_as_they_are(part):
     wanted = x.double() @ y.double()
     usual = float((x @ y - wanted).norm())
     fast = install(torch.nn.Linear(8, 8), [part])
+    if not fast.on:
+        pytest.skip("; ".join(fast.off) or f"{part} has nothing to do on this processor")
     try:
         assert float((x @ y - wanted).norm()) <= 2 * usual
     finally:
