@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
 import ftx_fast_head
 from ftx_fast_head import Head, install
@@ -77,6 +77,45 @@ def test_a_model_whose_head_is_left_out_gives_its_hidden_states():
     assert hidden.shape == (1, 6, 32)
     torch.testing.assert_close(model.lm_head(hidden), model(input_ids=ids).logits)
     assert model.training and "forward" not in vars(model.lm_head)
+
+
+def test_a_tied_head_that_trains_has_one_gradient_of_both_uses(small_chunks):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, tie_word_embeddings=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = torch.randint(60, (2, 12), generator=torch.Generator().manual_seed(0))
+    targets = ids[:, 1:].flatten()
+    wanted = torch.autograd.grad(plain(model.lm_head, model.model(ids).last_hidden_state[:, :-1].flatten(0, 1), targets).sum(), list(model.parameters()))
+    head, _ = install(model)
+    with head.left_out():
+        hidden = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    for a, b in zip(torch.autograd.grad(head.logps(hidden, targets).sum(), list(model.parameters())), wanted, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize(("config", "scale"), [(CohereConfig, {"logit_scale": 0.25}), (GraniteConfig, {"logits_scaling": 4.0})])
+def test_scaled_logits_keep_the_ordinary_path(config, scale):
+    head, installed = install(AutoModelForCausalLM.from_config(config(**SMALL, **scale, pad_token_id=0)))
+    assert head is None and "scaling" in installed.off[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_no_further_from_fp64_than_the_plain_path(dtype, trains, small_chunks):
+    layer, hidden, targets, weights = parts(dtype, trains=trains)
+    layer, targets, weights = layer.cuda(), targets.cuda(), weights.cuda()
+    hidden = hidden.detach().cuda().requires_grad_()
+    wide = nn.Linear(16, 50, bias=False).cuda().double()
+    wide.weight.data = layer.weight.data.double()
+    exact = hidden.detach().double().requires_grad_()
+
+    def gradients(logps, *inputs):
+        return torch.autograd.grad((logps.sigmoid() * weights).sum(), inputs[: 1 + trains])
+
+    truth = gradients(wide(exact).log_softmax(-1).gather(-1, targets[:, None])[:, 0], exact, wide.weight)
+    ours, theirs = (gradients(logps, hidden, layer.weight) for logps in (Head(layer).logps(hidden, targets), plain(layer, hidden, targets)))
+    for a, b, x in zip(ours, theirs, truth, strict=True):
+        assert a.is_cuda and (a - x).norm() <= 1.1 * (b - x).norm() + 1e-6 * x.norm()
 
 
 def test_soft_capping_keeps_the_ordinary_path():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,22 @@ def test_the_joined_loss_is_that_of_the_rows(installed: bool) -> None:
     assert torch.allclose(loss, alone, rtol=1e-6)
     for a, b in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_joined_in_bf16_no_further_from_fp32_than_padded() -> None:
+    model = tiny_model().bfloat16().train()
+    exact = copy.deepcopy(model).float()
+    ids, labels = batch()
+    joined = join(ids, labels, LENGTHS, fill=0, multiple=32)
+
+    def gradients(one: nn.Module, given: dict[str, Tensor], wanted: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(losses(one(**given).logits, wanted), list(one.parameters()))
+
+    truth, padded = (gradients(one, {"input_ids": ids}, labels) for one in (exact, model))
+    assert install(model).on
+    ours = gradients(model, joined.arguments(), joined.labels)
+    away = [sum(float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True)) for found in (ours, padded)]
+    assert away[0] <= 1.05 * away[1]
 
 
 def test_one_row_does_not_touch_another() -> None:

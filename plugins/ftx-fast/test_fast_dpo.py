@@ -1,0 +1,65 @@
+"""A whole step of DPO, the reference's pass included: the gradient of every trained parameter as without the parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from ftx.data import to_dataset
+from ftx.ledger import Ledger
+from ftx.recipe import Choice, Recipe
+from ftx.run import Run, RunDir
+from ftx.testing.tiny import tiny_model, tiny_tokenizer
+from ftx_fast import install
+
+ftx_dpo = pytest.importorskip("ftx_dpo")
+
+PAIRS = [
+    {
+        "prompt": [{"role": "user", "content": f"What is {i} + {i}?" * (1 + i % 3)}],
+        "chosen": [{"role": "assistant", "content": f"{2 * i}."}],
+        "rejected": [{"role": "assistant", "content": f"I think that it is {2 * i + 1}, or so."}],
+        "_file": "pairs.jsonl",
+        "_line": i + 1,
+    }
+    for i in range(4)
+]
+
+
+def adapted():
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(tiny_model(), config)
+
+
+def gradients(model, fast, path):
+    """Loss and gradients of the first step, of a policy that has moved away from its reference."""
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "save_strategy": "no", "logging_steps": 1}
+    plugin, tokenizer = ftx_dpo.DPO(fast=fast, **options), tiny_tokenizer()
+    run = Run(recipe=Recipe(trainer=Choice("dpo")), ledger=Ledger(), seed=7, dtype=torch.float32, directory=RunDir(path))
+    rows = plugin.encode_dataset(to_dataset(PAIRS), tokenizer, run)
+    trainer = plugin.make_trainer(model, tokenizer, rows, None, [], run)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.02)
+    batches, count = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.fast, trainer.frozen_fast = install(model, trainer.parts), install(trainer.frozen, trainer.parts)
+    try:
+        parts = (trainer.fast.head is not None, trainer.fast.joins, trainer.frozen_fast.head is not None)
+        assert parts == ((True,) * 3 if fast == "auto" else (False,) * 3)
+        loss = trainer.training_step(model, batches[0], count).item()
+    finally:
+        trainer.frozen_fast.undo()
+        trainer.fast.undo()
+    return loss, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("make", [adapted, tiny_model])
+def test_gradients_of_a_step(make, tmp_path):
+    (loss, got), (wanted_loss, wanted) = (gradients(make(), fast, tmp_path / fast) for fast in ("auto", "off"))
+    assert loss == pytest.approx(wanted_loss, rel=1e-6) and abs(loss - 0.6931) > 1e-3
+    assert got.keys() == wanted.keys() and len(got) > 8
+    for name, gradient in wanted.items():
+        assert (got[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
