@@ -7,12 +7,22 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from torch.nn.attention import varlen
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import ftx_fast_attention
 from ftx.testing.tiny import tiny_model
-from ftx_fast_attention import CausalProducts, Segments, attention, causal, install, segment_by_segment
+from ftx_fast_attention import NAME, CausalProducts, Segments, attention, causal, install, segment_by_segment
 
 #: One layer of SmolLM2-135M.
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 1, "vocab_size": 64}
@@ -254,21 +264,54 @@ def test_a_copy_after_undo_has_nothing_of_it() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_varlen_on_a_gpu() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_varlen_on_a_gpu(autocast: bool) -> None:
+    """bf16 weights, or fp32 ones under autocast, where the rotary embedding leaves queries and keys in fp32."""
+    exact = tiny_model(hidden_size=256).cuda()
+    model = copy.deepcopy(exact) if autocast else copy.deepcopy(exact).bfloat16()
+    exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    no_further_on_a_gpu(exact, model, autocast)
+    model.config._attn_implementation = NAME  # varlen where flash-attention is installed, too
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, ftx_fast_attention.mask)
+    called: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        usual = varlen.varlen_attn
+        patch.setattr(varlen, "varlen_attn", lambda *given, **options: called.append(1) or usual(*given, **options))
+        gradients_on_gpu(model, *on_gpu(model), autocast)
+    assert called
+
+
+@pytest.mark.gpu
+def test_flash_attention_on_a_gpu() -> None:
+    pytest.importorskip("flash_attn")
     model = tiny_model(hidden_size=256).cuda().bfloat16()
-    tokens, positions = ids(model, 1, 60).cuda(), torch.cat([torch.arange(n) for n in (20, 25, 15)])[None].cuda()
-    exact = copy.deepcopy(model).float()
-    wanted = gradients_on_gpu(exact, tokens, positions)
-    usual = gradients_on_gpu(model, tokens, positions)
-    install(model)
-    ours = gradients_on_gpu(model, tokens, positions)
+    installed = install(model)
+    assert installed.on == ["attention by flash-attention"] and model.config._attn_implementation == "flash_attention_2"
+    installed.undo()
+    assert model.config._attn_implementation == "sdpa"
+    no_further_on_a_gpu(copy.deepcopy(model).float(), model, False)
+
+
+def on_gpu(model: nn.Module) -> tuple[Tensor, Tensor]:
+    return ids(model, 1, 60).cuda(), torch.cat([torch.arange(n) for n in (20, 25, 15)])[None].cuda()
+
+
+def no_further_on_a_gpu(exact: nn.Module, model: nn.Module, autocast: bool) -> None:
+    """Three segments in one sequence: the gradients with this attention are no further from fp32's than with SDPA under a mask."""
+    given = on_gpu(model)
+    wanted, usual = gradients_on_gpu(exact, *given), gradients_on_gpu(model, *given, autocast)
+    installed = install(model)
+    assert installed.on
+    ours = gradients_on_gpu(model, *given, autocast)
+    installed.undo()
     for name, value in wanted.items():
         assert away(ours[name], value) <= 1.1 * away(usual[name], value), name
 
 
-def gradients_on_gpu(model: nn.Module, tokens: Tensor, positions: Tensor) -> dict[str, Tensor]:
+def gradients_on_gpu(model: nn.Module, tokens: Tensor, positions: Tensor, autocast: bool = False) -> dict[str, Tensor]:
     model.zero_grad()
-    logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
     (logits.float() * torch.linspace(-1, 1, logits.shape[-1], device=logits.device)).sum().backward()
     return {"logits": logits.detach()} | {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ftx_fast_lora import install
+from ftx_fast_lora import Frozen, install
 
 CONFIG = LlamaConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=60, attention_bias=True, pad_token_id=0
@@ -161,20 +161,25 @@ def test_what_it_is_not_for_stays_pefts(settings, reason):
     assert not installed.on and reason in installed.off[0]
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_four_bits(dora):
-    pytest.importorskip("bitsandbytes")
-    import bitsandbytes
-
-    model = AutoModelForCausalLM.from_config(CONFIG)
+def four_bits(dora, dtype=torch.float32, device="cpu"):
+    """QLoRA whose weights are the same in each dtype that they are unpacked to."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG).bfloat16().to(dtype)
     for parent in list(model.model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is torch.nn.Linear:
-                quantised = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, torch.float32, quant_type="nf4")
+                quantised = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, dtype, quant_type="nf4")
                 quantised.load_state_dict(layer.state_dict())
-                setattr(parent, name, quantised.to("cpu"))
-    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora, task_type="CAUSAL_LM"))
+                setattr(parent, name, quantised.to(dtype).to(device))
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora, task_type="CAUSAL_LM")
+    return get_peft_model(model.to(device), config)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_four_bits(dora):
+    model = four_bits(dora)
     loss, wanted = gradients(model)
     installed = install(model)
     assert installed.on and not installed.off
@@ -182,3 +187,60 @@ def test_four_bits(dora):
     torch.testing.assert_close(ours, loss)
     for name, gradient in got.items():
         assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_four_bits_unpacked_to_bf16_no_further_from_fp32_than_peft(dora):
+    no_further(four_bits(dora), four_bits(dora, torch.bfloat16))
+
+
+def no_further(exact, model, device="cpu"):
+    """In sum over three batches; each gradient on its own is a matter of luck."""
+    away = {"theirs": 0.0, "ours": 0.0}
+    for seed in range(3):
+        ids = torch.randint(60, (3, 11), generator=torch.Generator().manual_seed(seed)).to(device)
+        _, truth = gradients(exact, ids)
+        for side in away:
+            installed = install(model) if side == "ours" else None
+            _, found = gradients(model, ids)
+            if installed is not None:
+                assert installed.on and not installed.off
+                installed.undo()
+            away[side] += sum(float((found[name].float() - truth[name]).norm() / truth[name].norm()) for name in truth)
+    assert away["ours"] <= 1.1 * away["theirs"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dora", [False, True])
+def test_on_cuda(dora):
+    model = adapted(use_dora=dora).cuda()
+    loss, wanted = gradients(model, IDS.cuda())
+    installed = install(model)
+    ours, got = gradients(model, IDS.cuda())
+    installed.undo()
+    torch.testing.assert_close(ours, loss)
+    for name, gradient in got.items():
+        assert gradient.is_cuda and (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    half = adapted(torch.bfloat16, size=0.1, use_dora=dora).cuda()
+    no_further(copy.deepcopy(half).float(), half, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dora", [False, True])
+def test_four_bits_on_cuda(dora):
+    no_further(four_bits(dora, device="cuda"), four_bits(dora, torch.bfloat16, "cuda"), "cuda")
+
+
+@pytest.mark.gpu
+def test_4_bit_weights_are_unpacked_into_one_buffer_on_cuda():
+    """One after the other, also a smaller one after a larger; and one that does not fit makes room."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    buffers, wide = {}, []
+    for rows in (64, 32, 256):
+        layer = bitsandbytes.nn.Linear4bit(64, rows, False, torch.bfloat16, quant_type="nf4").to(torch.bfloat16).cuda()
+        frozen = Frozen(layer, buffers)
+        found = frozen.weight(torch.bfloat16)
+        assert torch.equal(found, bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+        assert len(buffers) == 1 and found.data_ptr() == next(iter(buffers.values())).data_ptr()
+        wide.append(next(iter(buffers.values())).numel())
+    assert wide == [64 * 64, 64 * 64, 64 * 256]
