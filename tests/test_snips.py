@@ -1,9 +1,10 @@
-"""Real user requests: in fp32 the loss of ftx equals a plain TRL script's, step by step."""
+"""Real user requests: the recipe runs, and in fp32 the loss of ftx equals a plain TRL script's, step by step."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,13 +15,50 @@ SNIPS = SHARED_DATA / "snips"
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """The first 160 rows of every intent mixed: what both sides train on."""
+def converted(tmp_path_factory):
+    """The directory with the rows that `examples/snips.py` makes."""
     if not SNIPS.is_dir():
         pytest.skip("the snips data is not at ../shared/data/snips")
     out = tmp_path_factory.mktemp("snips")
     subprocess.run([sys.executable, REPO / "examples" / "snips.py", SNIPS, out], check=True, capture_output=True)
-    return write_rows(out / "some.jsonl", read_rows(out / "snips-train.jsonl")[::13])
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(converted):
+    """The first 160 rows of every intent mixed: what both sides train on."""
+    return write_rows(converted / "some.jsonl", read_rows(converted / "snips-train.jsonl")[::13])
+
+
+def test_the_recipe_runs_from_the_requests_to_the_scores(converted, tmp_path, process):
+    """As it stands, but ten steps of four rows at ten times the rate: enough for the tuned model to answer in the form asked for."""
+    (tmp_path / "recipes").mkdir()
+    recipe = shutil.copy(REPO / "examples" / "recipes" / "snips.yaml", tmp_path / "recipes")
+    (tmp_path / "data" / "snips").mkdir(parents=True)  # where the recipe looks, from where it lies
+    for name, some in (("train", slice(None, None, 52)), ("validation", slice(None, 4 * 174, 174))):
+        write_rows(tmp_path / "data" / "snips" / f"snips-{name}.jsonl", read_rows(converted / f"snips-{name}.jsonl")[some])
+    options = {"trainer.max_steps": 10, "trainer.per_device_train_batch_size": 4, "trainer.learning_rate": 2e-3, "exact-match.max_new_tokens": 48}
+    run = tmp_path / "run"
+    done = process("run", recipe, *(part for name, value in options.items() for part in ("-o", f"{name}={value}")), "--output", run, timeout=850)
+    assert done.returncode == 0, done.stderr
+
+    files = {"recipe.yaml", "manifest.json", "plan.json", "audit.json", "ledger.jsonl", "metrics.jsonl", "scores.json", "report.html", "log.txt"}
+    assert files | {"checkpoints", "model", "eval"} <= {file.name for file in run.iterdir()}
+    losses = [line["loss"] for line in read_rows(run / "metrics.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+
+    scores = {(score["metric"], score["phase"]): score for score in json.loads((run / "scores.json").read_text())}
+    for phase in ("base", "tuned"):
+        items = read_rows(run / "eval" / "exact-match" / f"{phase}.jsonl")
+        assert len(items) == 4 and {item["verdict"] for item in items} <= {"correct", "wrong"}
+        assert all(json.loads(item["reference"]).keys() == {"intent", "slots"} for item in items)
+        for metric in ("exact_match", "token_f1", "field_f1", "field_precision", "field_recall", "valid_json"):
+            assert 0 <= scores[metric, phase]["value"] <= 1, metric
+        assert scores["exact_match", phase]["n"] == 4 and scores["exact_match", phase]["ci_high"] > 0
+    assert scores["valid_json", "base"]["value"] < scores["valid_json", "tuned"]["value"]
+    answers = [item["answer"] for item in items]
+    assert any(answer.startswith('{"intent": "') and '"slots": {' in answer for answer in answers), answers
+    assert sum(scores[metric, "change"]["value"] for metric in ("fixed", "broken", "unchanged")) == 4
 
 
 @pytest.mark.parametrize(("steps", "apart"), [(8, 1e-4), pytest.param(100, 0.01, marks=pytest.mark.full)])
