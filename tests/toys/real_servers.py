@@ -18,10 +18,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Server:
-    """Where it listens, and what it calls its model."""
+    """Where it listens, what it calls its model, and whether it holds answers to a JSON schema."""
 
     address: str
     model: str
+    schemas: bool
 
 
 def missing(name: str) -> str:
@@ -50,7 +51,7 @@ def serving(name: str, gguf: Path, directory: Path, log: Path) -> Iterator[Serve
         process = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:
         _wait(process, f"http://127.0.0.1:{port}{ready}", log)
-        yield Server(f"http://127.0.0.1:{port}/v1", model)
+        yield Server(f"http://127.0.0.1:{port}/v1", model, schemas=name == "llama.cpp")
     finally:
         process.terminate()
         process.wait(30)
