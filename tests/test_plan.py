@@ -393,13 +393,15 @@ def test_a_run_records_what_was_planned_and_decided(tmp_path, data):
 
 
 @pytest.mark.parametrize("packing", ["false", "true"])
-def test_a_finished_run_took_what_was_predicted(tmp_path, data, packing):
-    """Tokens, supervised tokens and steps exactly; the disk less what the run writes about itself."""
+def test_a_finished_run_took_what_was_predicted(process, tmp_path, data, packing):
+    """Tokens, supervised tokens and steps exactly; the disk less what the run writes about itself. In a process of its own: what
+    other tests hold would be measured too."""
     model, place = tiny_model_dir(tmp_path / "model", **SMALL), tmp_path / "run"
     options = ("num_train_epochs=2", "per_device_train_batch_size=4", "gradient_accumulation_steps=1", "max_length=200", "save_steps=4", "save_total_limit=2")
     chosen = [part for one in (*options, f"packing={packing}") for part in ("-o", f"trainer.{one}")]
-    done = run("run", "--model", str(model), "--data", str(data), "--adapter", "full", "--output", str(place), *chosen, "--device", "cpu", "--dtype", "float32")
-    assert done.exit_code == 0, done.output
+    files = ("--model", model, "--data", data, "--adapter", "full", "--output", place)
+    done = process("run", *files, *chosen, "--device", "cpu", "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
     found = json.loads((place / "plan.json").read_text())
     predicted, measured = found["predicted"], found["measured"]
     last = json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
