@@ -10,10 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftx import hookimpl, option, plugin
-from ftx.encode import end_tokens
+from ftx.encode import end_tokens, own_ends
 from ftx.errors import RunError
 from ftx.export import Exported
-from ftx.parity import own_ends
 
 if TYPE_CHECKING:
     import numpy

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ftx.errors import ModelError
+from ftx.machine import BF16_FLAGS
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +33,29 @@ def best_dtype(device: str) -> torch.dtype:
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     able = torch.cpu.get_capabilities()
-    claimed = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    claimed = any(able.get(name) for name in BF16_FLAGS)
     return torch.bfloat16 if claimed and _seconds(torch.bfloat16) <= _seconds(torch.float32) else torch.float32
 
 
 @functools.cache
 def _seconds(dtype: torch.dtype) -> float:
-    """The fastest of seven products [256, 576] x [576, 1536] on the CPU: a few milliseconds, asked once a process."""
+    """What a product [256, 576] x [576, 1536] takes on the CPU: a few milliseconds, asked once a process."""
     import torch
 
     x, weight = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return fastest(lambda: torch.nn.functional.linear(x, weight), "cpu")
+
+
+def fastest(compute: Callable[[], Any], device: str, times: int = 5) -> float:
+    """Seconds of the fastest of so many calls, after one that warms up."""
+    import torch
+
+    best = float("inf")
+    for turn in range(times + 1):
+        started = time.perf_counter()
+        compute()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if turn:
+            best = min(best, time.perf_counter() - started)
+    return best

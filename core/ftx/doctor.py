@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -110,14 +109,14 @@ def _bfloat16() -> list[str]:
     """A product in bfloat16 and in float32, compared and timed: what a capability list says need not hold."""
     import torch
 
-    from ftx.device import best_dtype, pick_device
+    from ftx.device import best_dtype, fastest, pick_device
 
     device = pick_device("auto")
     chosen = best_dtype(device) is torch.bfloat16
     size = 2048 if device == "cuda" else 512
     a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(seed)).to(device) for seed in (0, 1))
     try:
-        ratio = _seconds(lambda: a.bfloat16() @ b.bfloat16(), device) / _seconds(lambda: a @ b, device)
+        ratio = fastest(lambda: a.bfloat16() @ b.bfloat16(), device) / fastest(lambda: a @ b, device)
         error = float(((a.bfloat16() @ b.bfloat16()).float() - a @ b).abs().max()) / size**0.5
     except RuntimeError as problem:
         status = "failure" if chosen else "warning"
@@ -128,21 +127,6 @@ def _bfloat16() -> list[str]:
     if chosen and ratio > 1.5:
         return [f"warning: {said}, and --dtype auto takes it; use --dtype float32"]
     return [f"ok: {said}"]
-
-
-def _seconds(compute: Callable[[], Any], device: str) -> float:
-    """The fastest of five calls, after one that warms up."""
-    import torch
-
-    best = float("inf")
-    for turn in range(6):
-        started = time.perf_counter()
-        compute()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        if turn:
-            best = min(best, time.perf_counter() - started)
-    return best
 
 
 def _attention() -> list[str]:

@@ -160,6 +160,12 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return ends
 
 
+def own_ends(model: Any) -> set[int]:
+    """The tokens at which a model of transformers stops by itself: what its generation config says."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set(own if isinstance(own, list) else [own] if own is not None else [])
+
+
 def question_and_reference(row: dict[str, Any]) -> tuple[str | Messages, str]:
     """What to ask for an evaluation row, and the answer that it holds (the last assistant turn of a conversation)."""
     if row.get("messages") is not None:

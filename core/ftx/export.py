@@ -16,7 +16,7 @@ from ftx.card import model_card
 from ftx.catalogue import Catalogue
 from ftx.console import Console
 from ftx.data import read_dataset
-from ftx.encode import end_tokens
+from ftx.encode import end_tokens, own_ends
 from ftx.errors import OptionError, PluginError, RecipeError, RunError
 from ftx.hooks import Hooks
 from ftx.options import Text, as_dict, build
@@ -213,7 +213,7 @@ def _form(hooks: Hooks, model: Any, tokenizer: Any, probe: parity.Probe, run: Ru
     hook = "exported_form" if hooks.owners("exported_form") else "merge_adapted"
     form = hooks.call(hook, model=model, run=run)
     departs, form = (form.why, form.model) if isinstance(form, Departure) else (None, form)
-    ends = sorted(parity.own_ends(form) | end_tokens(tokenizer))
+    ends = sorted(own_ends(form) | end_tokens(tokenizer))
     if ends and getattr(form, "generation_config", None) is not None:
         form.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     if departs is None:

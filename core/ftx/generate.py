@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from ftx.encode import Messages, end_tokens, prompt_text
+from ftx.encode import Messages, end_tokens, own_ends, prompt_text
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +117,7 @@ class Generate:
         return [_cut(self._text(answer), stop) for answer in answers]
 
     def _ends(self) -> set[int]:
-        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        return end_tokens(self.tokenizer) | set(own if isinstance(own, list) else [own] if own is not None else [])
+        return end_tokens(self.tokenizer) | own_ends(self.model)
 
 
 class _Gumbel:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ftx.encode import Messages, end_tokens, prompt_text, question_and_reference
+from ftx.encode import Messages, end_tokens, own_ends, prompt_text, question_and_reference
 from ftx.errors import FtxError, RowError, RunError, first_line
 from ftx.generate import evaluating
 
@@ -114,12 +114,6 @@ class TransformersReader:
 
     def ends(self) -> set[int]:
         return own_ends(self.model)
-
-
-def own_ends(model: Any) -> set[int]:
-    """The tokens at which a model of transformers stops by itself: what its generation config says."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return set(own if isinstance(own, list) else [own] if own is not None else [])
 
 
 def read_with_transformers(path: Path, run: Any) -> TransformersReader:

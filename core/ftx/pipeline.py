@@ -64,7 +64,7 @@ def train(
     check_row_types(hooks)
     directory = resume or new_directory(output, recipe)
     run = begin(recipe, hooks, console)
-    asked, recipe = (replace(one, dtype=run.recipe.dtype) for one in (asked, recipe))
+    asked, recipe = replace(asked, dtype=run.recipe.dtype), run.recipe
     preflight(hooks, run)
     drifted = resume is not None and heed_drift(resume, run, catalogue, accept=accept_drift)
     if resume is None and recipe.start is not None:

@@ -12,7 +12,7 @@ from ftx import models, pipeline
 from ftx.catalogue import Catalogue
 from ftx.console import Console
 from ftx.data import read_dataset
-from ftx.encode import Messages, end_tokens, prompt_text, question_and_reference
+from ftx.encode import Messages, end_tokens, own_ends, prompt_text, question_and_reference
 from ftx.errors import DataError, ModelError, RecipeError, RowError
 from ftx.prepare import check_rows
 from ftx.readback import recipe_of, reopen
@@ -113,8 +113,7 @@ def stream(model: Any, tokenizer: Any, prompt: str | Messages, *, max_new_tokens
     if room < 1:
         raise RowError(f"the conversation has {len(ids)} tokens, and the model takes {context_length(model)}")
     start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = end_tokens(tokenizer) | set(own if isinstance(own, list) else [own] if own is not None else [])
+    ends = end_tokens(tokenizer) | own_ends(model)
     random = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     given, cache = torch.tensor([ids or [start]], device=device), None

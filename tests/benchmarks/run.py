@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.metadata as metadata
 import json
 import os
@@ -19,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from peers import llama_factory
@@ -217,18 +217,15 @@ def speeds() -> dict[str, float]:
     """GFLOP/s of 1200 x 576 x 1536 in each dtype, as the machine multiplies it at best."""
     import torch
 
+    from ftx.device import fastest
+
     found = {}
     settings = torch.backends.mkldnn.matmul
     for name, dtype, setting in (("bfloat16", torch.bfloat16, "ieee"), ("float32", torch.float32, "ieee"), ("float32 through oneDNN", torch.float32, "bf16")):
         settings.fp32_precision, before = setting, settings.fp32_precision
         x, y = torch.ones(1200, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-        times = []
-        for _ in range(30):
-            start = time.perf_counter()
-            torch.nn.functional.linear(x, y)
-            times.append(time.perf_counter() - start)
+        found[name] = 2 * 1200 * 576 * 1536 / fastest(functools.partial(torch.nn.functional.linear, x, y), "cpu", times=30) / 1e9
         settings.fp32_precision = before
-        found[name] = 2 * 1200 * 576 * 1536 / min(times) / 1e9
     return found
 
 
