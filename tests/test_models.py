@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftx import models
-from ftx.device import best_dtype, pick_device
+from ftx.device import best_dtype, fastest, pick_device
 from ftx.errors import ModelError
 from ftx.testing.tiny import tiny_model_dir
 
@@ -377,6 +377,12 @@ def test_device_and_dtype(monkeypatch):
     for capability, expected in [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
         assert best_dtype("cuda") == expected
+
+
+def test_the_fastest_call_counts_and_the_first_does_not():
+    takes = iter([0.0, 0.08, 0.04, 0.06])
+    assert 0.04 <= fastest(lambda: time.sleep(next(takes)), "cpu", times=3) < 0.06
+    assert next(takes, None) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
