@@ -3,57 +3,60 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import os
 import platform
+import subprocess
+import sys
 
 import pytest
 
 from ftx_fast_machine import keep_memory, set_outside
 
-FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-#: More than glibc ever raises its own threshold to (32 MB), and less than the heap of a thread besides the main one holds (64 MB).
-LARGE = 40 << 20
-
+#: In a process of its own, for what other tests have freed may hold the block whatever the settings are: whether a block (of more than
+#: glibc ever raises its own threshold to, 32 MB) is mapped by itself, to go back to the system when it is freed.
+MAPPED = """
+import ctypes, json
+from ftx_fast_machine import keep_memory
 
 class MallInfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in FIELDS]
+    _fields_ = [(f"field{number}", ctypes.c_size_t) for number in range(10)]  # the fourth is hblks, the number of mapped blocks
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = MallInfo2, ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def mapped():
+    before = libc.mallinfo2().field3
+    block = libc.malloc(40 << 20)
+    found = libc.mallinfo2().field3 - before
+    libc.free(block)
+    return bool(found)
+
+found = [mapped()]
+kept = keep_memory()
+assert kept.on
+found.append(mapped())
+kept.undo()
+found.append(mapped())
+print(json.dumps(found))
+"""
 
 
-@pytest.fixture
-def mapped(monkeypatch):
-    """A function that says whether a large block is mapped by itself, to go back to the system when it is freed."""
-    libc = ctypes.CDLL(None)
-    if platform.libc_ver()[0] != "glibc" or not hasattr(libc, "mallinfo2"):
+def mapped(**environment: str) -> list[bool]:
+    """Whether a large block is mapped by itself: at first, while memory is kept, and after."""
+    if platform.libc_ver()[0] != "glibc" or not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("no mallinfo2 of glibc's")
-    for name in ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_MMAP_MAX_"):
-        monkeypatch.delenv(name, raising=False)
-    libc.mallinfo2.restype, libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = MallInfo2, ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-
-    def is_mapped():
-        before = libc.mallinfo2().hblks
-        block = libc.malloc(LARGE)
-        found = libc.mallinfo2().hblks - before
-        libc.free(block)
-        return bool(found)
-
-    yield is_mapped
-    monkeypatch.undo()
-    keep_memory().undo()
+    own = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "GLIBC_TUNABLES") and not name.startswith("MALLOC_")}
+    return json.loads(subprocess.run([sys.executable, "-c", MAPPED], env=own | environment, check=True, capture_output=True, text=True).stdout)
 
 
-def test_memory_is_kept_and_given_back_again(mapped):
-    keep_memory().undo()  # as glibc has it, whatever ran before
-    assert mapped()
-    kept = keep_memory()
-    assert kept.on and not mapped()
-    kept.undo()
-    assert mapped()
+def test_memory_is_kept_and_given_back_again():
+    assert mapped() == [True, False, True]
 
 
 @pytest.mark.parametrize(("name", "value"), [("MALLOC_MMAP_MAX_", "0"), ("GLIBC_TUNABLES", "glibc.malloc.check=0:glibc.malloc.mmap_max=0")])
-def test_what_was_set_from_outside_is_set_again(name, value, mapped, monkeypatch):
-    monkeypatch.setenv(name, value)
-    keep_memory().undo()
-    assert not mapped()
+def test_what_was_set_from_outside_is_set_again(name, value):
+    assert mapped(**{name: value}) == [False, False, False]
 
 
 def test_settings_as_glibc_reads_them(monkeypatch):
