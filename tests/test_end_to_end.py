@@ -22,17 +22,17 @@ def arguments(output: Path, adapter: str, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> Path:
-    """The first 16 questions of the test data."""
+    """The first 8 questions of the test data."""
     file = tmp_path_factory.mktemp("questions") / "test.jsonl"
-    file.write_text("".join((DATA / "products-test.jsonl").read_text("utf-8").splitlines(keepends=True)[:16]), encoding="utf-8")
+    file.write_text("".join((DATA / "products-test.jsonl").read_text("utf-8").splitlines(keepends=True)[:8]), encoding="utf-8")
     return file
 
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory, process_of_module, questions) -> Path:
-    """Ten real steps of 8 rows."""
+    """Ten real steps of 6 rows."""
     output = tmp_path_factory.mktemp("lora") / "run"
-    steps = ("-o", "trainer.max_steps=10", "-o", "trainer.per_device_train_batch_size=8", "-o", "trainer.gradient_accumulation_steps=1")
+    steps = ("-o", "trainer.max_steps=10", "-o", "trainer.per_device_train_batch_size=6", "-o", "trainer.gradient_accumulation_steps=1")
     done = process_of_module(*arguments(output, "lora", "--eval-data", str(questions), *steps, "-o", "trainer.logging_steps=1"))
     assert done.returncode == 0, done.stderr
     return output
@@ -48,10 +48,10 @@ def test_scores_have_both_phases_intervals_and_the_change(lora):
     scores = {(s["metric"], s["phase"]): s for s in json.loads((lora / "scores.json").read_text())}
     for phase in ("base", "tuned"):
         score = scores["exact_match", phase]
-        assert score["n"] == 16 and score["ci_low"] <= score["value"] <= score["ci_high"] and score["unscored"] == 0
+        assert score["n"] == 8 and score["ci_low"] <= score["value"] <= score["ci_high"] and score["unscored"] == 0
     assert scores["exact_match", "base"]["value"] <= 0.1
     assert scores["token_f1", "tuned"]["value"] > scores["token_f1", "base"]["value"]
-    assert sum(scores[metric, "change"]["value"] for metric in ("fixed", "broken", "unchanged")) == 16
+    assert sum(scores[metric, "change"]["value"] for metric in ("fixed", "broken", "unchanged")) == 8
 
 
 def test_the_run_directory_is_whole(lora):

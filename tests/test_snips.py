@@ -26,8 +26,21 @@ def converted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(converted):
-    """The first 160 rows of every intent mixed: what both sides train on."""
-    return write_rows(converted / "some.jsonl", read_rows(converted / "snips-train.jsonl")[::13])
+    """Rows of every intent: what both sides train on."""
+    rows = read_rows(converted / "snips-train.jsonl")
+    return {"all": write_rows(converted / "all.jsonl", rows), "short": write_rows(converted / "short.jsonl", shortest(rows, 23))}
+
+
+def shortest(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """The shortest rows of each intent, in the order in which they came: still unequal, and a quarter fewer tokens."""
+    found: dict[str, int] = {}
+    chosen = set()
+    for number in sorted(range(len(rows)), key=lambda number: len(rows[number]["input"] + rows[number]["output"])):
+        intent = json.loads(rows[number]["output"])["intent"]
+        if found.setdefault(intent, 0) < count:
+            found[intent] += 1
+            chosen.add(number)
+    return [row for number, row in enumerate(rows) if number in chosen]
 
 
 def test_the_recipe_runs_from_the_requests_to_the_scores(converted, tmp_path, process):
@@ -61,13 +74,13 @@ def test_the_recipe_runs_from_the_requests_to_the_scores(converted, tmp_path, pr
     assert sum(scores[metric, "change"]["value"] for metric in ("fixed", "broken", "unchanged")) == 4
 
 
-@pytest.mark.parametrize(("steps", "apart"), [(8, 1e-4), pytest.param(100, 0.01, marks=pytest.mark.full)])
-def test_loss_equals_plain_trl_step_by_step(rows, tmp_path, process, steps, apart):
+@pytest.mark.parametrize(("which", "steps", "apart"), [("short", 8, 1e-4), pytest.param("all", 100, 0.01, marks=pytest.mark.full)])
+def test_loss_equals_plain_trl_step_by_step(rows, tmp_path, process, which, steps, apart):
     """Eight steps to 1e-4; a hundred to a hundredth of the loss, which rounding moves from step to step."""
-    batch, accumulation = 16, 1
+    batch, accumulation, data = 16, 1, rows[which]
     settings = {
         "model": "smollm2",
-        "data": str(rows),
+        "data": str(data),
         "dtype": "float32",
         "bf16": False,
         "checkpointing": False,
@@ -86,7 +99,7 @@ def test_loss_equals_plain_trl_step_by_step(rows, tmp_path, process, steps, apar
     expected = json.loads((tmp_path / "trl.json").read_text())["losses"]
     options = {"max_steps": steps, "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "logging_steps": 1, "save_strategy": "no"}
     run = process(
-        *("run", "--model", "smollm2", "--data", rows, "--formatter", "alpaca", "--adapter", "lora", "--dtype", "float32", "--output", tmp_path / "run"),
+        *("run", "--model", "smollm2", "--data", data, "--formatter", "alpaca", "--adapter", "lora", "--dtype", "float32", "--output", tmp_path / "run"),
         *(part for name, value in options.items() for part in ("-o", f"trainer.{name}={value}")),
         timeout=1500 if steps < 100 else 5400,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata as metadata
 import io
@@ -220,7 +221,7 @@ def _convert(file: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the bar of the GGUF reader cannot be switched off
+        with _read_once(), _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the bar of the GGUF reader cannot be switched off
             tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
             model: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
             mend_tokenizer(tokenizer, file, model.config)
@@ -238,13 +239,27 @@ def _convert(file: Path, directory: Path) -> None:
         raise ModelError(f"{file} could not be read as GGUF: {first_line(error)}", remedy) from error
 
 
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers reads the header of a GGUF file three times, and gguf's table of names once for every module of the model: with
+    each kept, half of the time is left."""
+    import gguf
+
+    own = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, own)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = own
+
+
 def mend_tokenizer(tokenizer: Any, file: Path, config: Any) -> None:
     """What transformers 5 does not take from a GGUF file: the longest input, and that smollm's digits stand alone (without
     this, two spaces before a digit become other tokens than the model was trained on)."""
     import gguf
     from tokenizers import pre_tokenizers
 
-    field = gguf.GGUFReader(file).fields.get("tokenizer.ggml.pre")
+    field = gguf.GGUFReader(str(file)).fields.get("tokenizer.ggml.pre")
     if field is not None and field.contents() == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
