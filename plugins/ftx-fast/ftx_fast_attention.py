@@ -172,11 +172,22 @@ class Spread(torch.autograd.Function):
         return grad.index_select(0, *ctx.saved_tensors), None, None
 
 
+def takes_varlen(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's flash-attention takes these as they are: in half precision, on a GPU since Ampere, heads of 8 to 256 in eights.
+
+    SDPA pads other heads itself; `varlen_attn` raises, as it does on an older GPU.
+    """
+    if not query.is_cuda or query.shape[3] % 8:
+        return False
+    given = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, True, query.shape[1] != key.shape[1])
+    return torch.backends.cuda.can_use_flash_attention(given)
+
+
 def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, scale: float, segments: Segments) -> Tensor:
     """Causal attention within each segment of a flattened batch; shapes as in `causal`."""
     batch, heads, length, size = query.shape
     flat = [x.transpose(1, 2).reshape(batch * length, -1, size) for x in (query, key, value)]
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    if takes_varlen(query, key, value):
         from torch.nn.attention.varlen import varlen_attn
 
         longest = max(segments.lengths)

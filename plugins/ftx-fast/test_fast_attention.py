@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import varlen
+from torch.nn.attention import SDPBackend, sdpa_kernel, varlen
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -135,6 +135,21 @@ def test_segments_are_separate_rows(lengths: tuple[int, ...]) -> None:
 
     for a, b in zip(got, with_gradients(alone, inputs), strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm() + 1e-5
+
+
+class SaysCuda(Tensor):
+    """In torch's eyes no flash-attention is for it, as on a GPU before Ampere."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_without_flash_attention_segments_are_batched_on_a_gpu_too(size: int) -> None:
+    rows = [x.detach() for x in heads(20, batch=1, size=size, dtype=torch.float16)]
+    segments = Segments(offsets(12, 8))
+    wanted = segment_by_segment(*rows, 0.1, segments)
+    got = segment_by_segment(*(x.as_subclass(SaysCuda) for x in rows), 0.1, segments)
+    assert torch.equal(got.as_subclass(Tensor), wanted)
 
 
 def test_long_rows_go_through_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +293,22 @@ def test_varlen_on_a_gpu(autocast: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         usual = varlen.varlen_attn
         patch.setattr(varlen, "varlen_attn", lambda *given, **options: called.append(1) or usual(*given, **options))
-        gradients_on_gpu(model, *on_gpu(model), autocast)
+        gradients_on_gpu(model, *on_gpu(model)[0], autocast)
     assert called
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("hidden", "flash"), [(48, True), (256, False)])
+def test_where_varlen_does_not_apply_on_a_gpu(hidden: int, flash: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of 12, and flash-attention that is not to be had, as on a GPU before Ampere."""
+    called: list[int] = []
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *_, **__: called.append(1))
+    monkeypatch.setattr(ftx_fast_attention, "is_flash_attn_2_available", lambda: False)
+    backends = [SDPBackend.MATH, *([SDPBackend.FLASH_ATTENTION] if flash else [])]
+    model = tiny_model(hidden_size=hidden).cuda().bfloat16()
+    with sdpa_kernel(backends):
+        no_further_on_a_gpu(copy.deepcopy(model).float(), model, False)
+    assert not called
 
 
 @pytest.mark.gpu
@@ -293,20 +322,25 @@ def test_flash_attention_on_a_gpu() -> None:
     no_further_on_a_gpu(copy.deepcopy(model).float(), model, False)
 
 
-def on_gpu(model: nn.Module) -> tuple[Tensor, Tensor]:
-    return ids(model, 1, 60).cuda(), torch.cat([torch.arange(n) for n in (20, 25, 15)])[None].cuda()
+def on_gpu(model: nn.Module, rows: int = 1) -> list[tuple[Tensor, Tensor]]:
+    positions = torch.cat([torch.arange(n) for n in (20, 25, 15)])[None].cuda()
+    return [(row[None].cuda(), positions) for row in ids(model, rows, 60)]
 
 
 def no_further_on_a_gpu(exact: nn.Module, model: nn.Module, autocast: bool) -> None:
-    """Three segments in one sequence: the gradients with this attention are no further from fp32's than with SDPA under a mask."""
-    given = on_gpu(model)
-    wanted, usual = gradients_on_gpu(exact, *given), gradients_on_gpu(model, *given, autocast)
-    installed = install(model)
-    assert installed.on
-    ours = gradients_on_gpu(model, *given, autocast)
-    installed.undo()
-    for name, value in wanted.items():
-        assert away(ours[name], value) <= 1.1 * away(usual[name], value), name
+    """Three segments in one sequence: in sum over four of them the gradients with this attention are no further from fp32's than
+    with SDPA under a mask; each gradient on its own is a matter of luck."""
+    far = {"usual": 0.0, "ours": 0.0}
+    for given in on_gpu(model, 4):
+        wanted = gradients_on_gpu(exact, *given)
+        for side in far:
+            installed = install(model) if side == "ours" else None
+            found = gradients_on_gpu(model, *given, autocast)
+            if installed is not None:
+                assert installed.on
+                installed.undo()
+            far[side] += sum(away(found[name], value) for name, value in wanted.items())
+    assert far["ours"] <= 1.1 * far["usual"], far
 
 
 def gradients_on_gpu(model: nn.Module, tokens: Tensor, positions: Tensor, autocast: bool = False) -> dict[str, Tensor]:
