@@ -73,12 +73,10 @@ def test_swiglu(shape, dtype):
 
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_trains_as_without_them():
-    """A whole model in bf16: with the kernels its gradients are no further from fp32's than without."""
+    """A whole model in bf16: in sum over four batches its gradients are no further from fp32's with the kernels than without."""
     from ftx.testing.tiny import tiny_model
 
-    ids = torch.randint(1, 60, (2, 17), generator=torch.Generator().manual_seed(0)).cuda()
-
-    def gradients(dtype, installs):
+    def gradients(dtype, ids, installs=False):
         model = tiny_model().to("cuda", dtype)
         put = plain.install(model) if installs else None
         model(input_ids=ids, labels=ids).loss.backward()
@@ -88,6 +86,12 @@ def test_a_model_on_a_gpu_trains_as_without_them():
             put.undo()
         return found
 
-    exact, usual, ours = gradients(torch.float32, False), gradients(torch.bfloat16, False), gradients(torch.bfloat16, True)
-    for name, value in exact.items():
-        assert (ours[name] - value).norm() <= 1.1 * (usual[name] - value).norm() + 1e-3 * value.norm(), name
+    def away(found):
+        return sum(float((found[name] - value).norm() / value.norm()) for name, value in exact.items())
+
+    usual = ours = 0.0
+    for ids in torch.randint(1, 60, (4, 2, 17), generator=torch.Generator().manual_seed(0)).cuda():
+        exact = gradients(torch.float32, ids)
+        usual += away(gradients(torch.bfloat16, ids))
+        ours += away(gradients(torch.bfloat16, ids, installs=True))
+    assert ours <= 1.1 * usual, (ours, usual)
