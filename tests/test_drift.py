@@ -90,6 +90,16 @@ def test_each_change_that_matters_is_refused(cli, stopped):
     back()
 
 
+def test_data_under_another_name_is_the_same_data(cli, toy_run, small, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(small["train"].parent)
+    monkeypatch.chdir(tmp_path / "sub")
+    stop = ["--observer", "ftx.testing.own:CtrlC", "-o", "ftx.testing.own:CtrlC.after=2", "-o", "trainer.save_steps=1"]
+    assert cli(*toy_run("--data", f"../link/{small['train'].name}", *stop)).exit_code == 130
+    result = cli("resume", tmp_path / "run")
+    assert result.exit_code == 0 and "Going on from step 3" in result.output, result.output
+
+
 def test_a_file_that_an_option_names_is_a_part_of_the_run(stopped):
     """A judge's rubric, for one: base and tuned would be rated by different rules."""
     from ftx.manifest import manifest_of

@@ -258,6 +258,18 @@ def test_allowed_truncation_is_in_the_ledger(cli, toy_run, small, tmp_path):
     assert json.loads((tmp_path / "run" / "audit.json").read_text())["train"]["cut_answers"] == 1
 
 
+def test_what_a_run_left_out_is_not_asked_when_it_is_evaluated_again(cli, toy_run, small, tmp_path, monkeypatch):
+    write_rows(tmp_path / "held.jsonl", [{"q": "long? " * 60, "a": "lost"}, *lines(small["eval"])])
+    monkeypatch.chdir(tmp_path)
+    more = ("--eval-data", "held.jsonl", "--evaluator", "toys:Equal", "--allow-truncation", "-o", "trainer.max_length=100", "-o", "trainer.max_steps=1")
+    assert cli(*toy_run(*more)).exit_code == 0
+    counts = [score["n"] for score in json.loads((tmp_path / "run" / "scores.json").read_text())]
+    monkeypatch.chdir("/")
+    assert cli("eval", tmp_path / "run").exit_code == 0
+    assert [score["n"] for score in json.loads((tmp_path / "run" / "scores.json").read_text())] == counts and set(counts) == {6}
+    assert lines(tmp_path / "run" / "ledger.jsonl")[0]["file"] == str(tmp_path / "held.jsonl")
+
+
 def test_an_evaluator_that_raises_costs_only_its_own_scores(cli, toy_run, small, tmp_path):
     result = cli(*toy_run("--eval-data", small["eval"], "--evaluator", "toys:Raising", "--evaluator", "toys:Equal"))
     assert result.exit_code == 1 and "evaluator 'toys:Raising' failed: the judge is on holiday" in result.stderr

@@ -272,6 +272,19 @@ def test_paths_are_relative_to_the_recipes_file_and_written_absolute(shelf, writ
     assert written["data"] == str(tmp_path / "data" / "rows.jsonl") and written["model"] == "owner/model"
 
 
+def test_a_link_keeps_its_name(shelf, write, tmp_path, monkeypatch):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "d1g3st").write_text("{}\n")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "rows.jsonl").symlink_to("../blobs/d1g3st")
+    (tmp_path / "there").symlink_to("here")
+    assert read_recipe(write("data: there/rows.jsonl\n"))["data"] == str(tmp_path / "there" / "rows.jsonl")
+    monkeypatch.chdir(tmp_path / "blobs")
+    written = again(plan(shelf, data="../there/rows.jsonl"))["data"]
+    assert written == str(tmp_path / "there" / "rows.jsonl") and read_recipe(write(f"data: {written}\n"))["data"] == written
+    assert again(plan(shelf, data="../there/../blobs/d1g3st"))["data"] == str(tmp_path / "blobs" / "d1g3st")
+
+
 def test_from_is_written_as_from(shelf):
     recipe = plan(shelf, {"from": "runs/earlier"})
     assert recipe.start == "runs/earlier" and again(recipe)["from"] == "runs/earlier"
@@ -331,6 +344,10 @@ def test_no_such_recipe_and_a_directory(tmp_path):
     ("content", "problem"),
     [
         ({"seed": "1"}, "seed wants int, got '1'."),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1."),
+        ({"seed": 1 << 32}, "seed must be from 0 to 4294967295, got 4294967296."),
+        ({"data": " "}, "data is empty."),
+        ({"eval_data": ""}, "eval_data is empty."),
         ({"dtype": "fp8"}, "dtype wants 'auto' or 'float32' or 'bfloat16' or 'float16', got 'fp8'."),
         ({"skip_bad_rows": 1}, "skip_bad_rows wants bool, got 1."),
         ({"data": ["a"]}, "data wants str or none, got ['a']."),

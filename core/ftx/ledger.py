@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ftx.readers import absolute
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -62,7 +64,9 @@ class Ledger:
         return {source for source, actions in self._of_split().items() if "dropped" not in actions}
 
     def as_rows(self) -> list[dict[str, Any]]:
-        return [asdict(entry) for entry in self.entries]
+        """The entries with the whole path of each file: who reads them may be somewhere else."""
+        paths = {file: absolute(file) or file for file in {entry.file for entry in self.entries}}
+        return [{**asdict(entry), "file": paths[entry.file]} for entry in self.entries]
 
     def _note(self, entry: Entry) -> None:
         self._of_split().setdefault((entry.file, entry.line), set()).add(entry.action)

@@ -16,7 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from ftx import __version__, models
 from ftx.catalogue import Catalogue, Entry
-from ftx.readers import behind
+from ftx.readers import behind, straight
 from ftx.recipe import merge, read_recipe, to_yaml
 from ftx.run import Run, RunDir
 
@@ -91,7 +91,7 @@ def data_fingerprint(reference: str) -> dict[str, Any]:
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(one for one in path.glob("*") if one.is_file()) if path.is_dir() else [])]
     if not files:
         return {"hub": reference}
-    return {"files": {str(file.absolute()): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}}
+    return {"files": {str(straight(file)): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}}
 
 
 def named_files(value: Any) -> list[str]:

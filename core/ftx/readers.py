@@ -58,8 +58,16 @@ def absolute(reference: str, base: Path | None = None) -> str | None:
         where = Path(path).expanduser()
         where = (base / where) if base is not None else where
         if path and where.exists() and (not colon or _point(where)):
-            return f"{where.resolve() if base is not None else where.absolute()}{colon}{name}"
+            return f"{straight(where)}{colon}{name}"
     return None
+
+
+def straight(path: Path) -> Path:
+    """The absolute path without `..`. Links keep the name by which they were called: what they point to may have another, and
+    may be another file tomorrow."""
+    path = path.absolute()
+    last = max((at for at, part in enumerate(path.parts, start=1) if part == ".."), default=0)
+    return Path(*path.parts[:last]).resolve().joinpath(*path.parts[last:]) if last else path
 
 
 def behind(reference: str) -> list[str]:

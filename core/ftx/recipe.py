@@ -16,7 +16,7 @@ from ftx.errors import OptionError, RecipeError, did_you_mean
 from ftx.hooks import REQUIRED_STAGES, Hooks
 from ftx.models import installed
 from ftx.options import Text, as_dict, build, coerce, fields
-from ftx.readers import absolute
+from ftx.readers import absolute, straight
 
 SINGLE = ("formatter", "quantizer", "adapter", "trainer")
 REPEATED = {"evaluators": "evaluator", "observers": "observer"}
@@ -106,7 +106,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
     for key in PATHS:
         value = content.get(key)
         if isinstance(value, str) and not (key == "model" and value in installed()):
-            beside = (file.parent / Path(value).expanduser()).resolve()
+            beside = straight(file.parent / Path(value).expanduser())
             if (found := absolute(value, file.parent)) or value.startswith((".", "/", "~")):
                 content[key] = found or str(beside)
     return content
@@ -149,7 +149,7 @@ def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str
     for key, annotation in PLAIN.items():
         value = given.get(key) if given.get(key) is not None else content.get(key)
         if value is not None:
-            values["start" if key == "from" else key] = coerce(value, annotation, key)
+            values["start" if key == "from" else key] = _plain(coerce(value, annotation, key), key)
     for stage in SINGLE:
         written = _choice(content[stage], stage) if content.get(stage) is not None else None
         name = given.get(stage)
@@ -173,6 +173,15 @@ def merge(content: dict[str, Any], given: dict[str, Any], assignments: tuple[str
     for assignment in assignments:
         recipe = _assign(recipe, assignment)
     return recipe
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A value that is no stage's; OptionError for one that could only fail later, or mean something else."""
+    if isinstance(value, str) and not value.strip():
+        raise OptionError(f"{key} is empty.", "Give a value, or leave it out: a variable of the shell may not be set.")
+    if key == "seed" and not 0 <= value < 1 << 32:
+        raise OptionError(f"seed must be from 0 to {(1 << 32) - 1}, got {value}.", "For example: --seed 42")
+    return value
 
 
 def _observers(listed: list[Choice], names: Sequence[str]) -> tuple[Choice, ...]:
