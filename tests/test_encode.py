@@ -13,6 +13,7 @@ from ftx.encode import (
     Encoded,
     encode_row,
     end_tokens,
+    parted,
     prompt_text,
     question_and_reference,
     render,
@@ -163,6 +164,19 @@ def test_tools_and_calls_are_written_as_text_where_the_template_knows_neither(to
     assert prompt_text(row["messages"][:1], tokenizer, tools=TOOLS) == text[: text.index("<tool_call>")], "asked as it was trained"
 
 
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_question_is_asked_with_its_tools(knows):
+    tokenizer = tiny_tokenizer()
+    if knows:
+        tokenizer.chat_template = "{{ tools | tojson if tools else '' }}" + tokenizer.chat_template
+    ask, answer = [says("user", "2+2")], {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    for row in ({"messages": [*ask, answer], "tools": TOOLS}, {"prompt": ask, "completion": [answer], "tools": TOOLS}):
+        text = whole(encode_row(row, tokenizer), tokenizer)
+        question, reference = question_and_reference(row)
+        assert text.startswith(prompt_text(question, tokenizer) + reference) and '"description": "é"' in prompt_text(question, tokenizer)
+        assert parted(question) == (ask, TOOLS) and parted(ask) == (ask, None) and ask == [says("user", "2+2")]
+
+
 def test_tools_join_the_systems_own_words(tokenizer):
     row = {"prompt": [says("system", "be kind"), says("user", "x")], "completion": [says("assistant", "y")], "tools": TOOLS}
     encoded = encode_row(row, tokenizer)
@@ -271,6 +285,9 @@ def test_questions_and_references():
     assert question_and_reference({"prompt": [ask[0]], "chosen": [says("assistant", "g")], "rejected": []}) == ([ask[0]], "g")
     calling = {"role": "assistant", "content": "let me see", "tool_calls": [CALL]}
     assert question_and_reference({"messages": [ask[0], calling]})[1] == 'let me see<tool_call>{"name": "add", "arguments": {"a": 0.3}}</tool_call>'
+    turns = [says("assistant", "d"), says("user", "e"), says("assistant", "f")]
+    assert question_and_reference({"prompt": ask, "completion": turns}) == ([*ask, *turns[:2]], "f"), "as in messages: the last answer"
+    assert question_and_reference({"prompt": "q", "completion": [says("assistant", "d")]}) == ([says("user", "q")], "d"), "a turn, as it was trained"
     with pytest.raises(RowError, match="no assistant turn"):
         question_and_reference({"messages": [says("user", "a")]})
     with pytest.raises(RowError, match="holds no question"):

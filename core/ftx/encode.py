@@ -143,8 +143,16 @@ def prompt_text(prompt: str | Messages, tokenizer: PreTrainedTokenizerBase, *, t
     """What the model is asked to continue: a string as it is, messages by the template with the generation prompt."""
     if isinstance(prompt, str):
         return prompt
-    messages, tools = _for_template(prompt, tools, tokenizer)
+    prompt, carried = parted(prompt)
+    messages, tools = _for_template(prompt, tools or carried, tokenizer)
     return render(messages, tokenizer, tools=tools, generation_prompt=True)
+
+
+def parted(prompt: Messages) -> tuple[Messages, Any]:
+    """A question of `question_and_reference` without the tools that its first message carries, and the tools (None where there are none)."""
+    if not prompt or not prompt[0].get("tools"):
+        return prompt, None
+    return [{key: value for key, value in prompt[0].items() if key != "tools"}, *prompt[1:]], prompt[0]["tools"]
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -167,7 +175,16 @@ def own_ends(model: Any) -> set[int]:
 
 
 def question_and_reference(row: dict[str, Any]) -> tuple[str | Messages, str]:
-    """What to ask for an evaluation row, and the answer that it holds (the last assistant turn of a conversation)."""
+    """What to ask for an evaluation row, and the answer that it holds (the last assistant turn of a conversation).
+
+    The first message of the question carries the row's tools under `tools`: `prompt_text` asks with them, as it was trained.
+    """
+    prompt, reference = _question_and_reference(row)
+    tools = row.get("tools")
+    return ([{**prompt[0], "tools": tools}, *prompt[1:]] if tools and prompt and not isinstance(prompt, str) else prompt), reference
+
+
+def _question_and_reference(row: dict[str, Any]) -> tuple[str | Messages, str]:
     if row.get("messages") is not None:
         messages = list(row["messages"])
         while messages and messages[-1]["role"] != "assistant":
@@ -177,7 +194,9 @@ def question_and_reference(row: dict[str, Any]) -> tuple[str | Messages, str]:
         return messages[:-1], _content(messages[-1])
     if "completion" in row:
         completion = row["completion"]
-        return row["prompt"], completion if isinstance(completion, str) else _content(completion[-1])
+        if isinstance(completion, str):
+            return row["prompt"], completion
+        return as_messages(row["prompt"], "user") + list(completion[:-1]), _content(completion[-1])
     if "chosen" in row:
         chosen = row["chosen"]
         if isinstance(chosen, str):

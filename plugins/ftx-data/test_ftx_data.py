@@ -405,6 +405,16 @@ def item(question: str, answer: str, reference: str, verdict: object) -> dict:
     return {"prompt": [{"role": "user", "content": question}], "answer": answer, "reference": reference, "verdict": verdict}
 
 
+def test_failures_keep_the_tools_that_were_at_hand(tmp_path):
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    ask, answer = [{"role": "user", "content": "a?"}], {"role": "assistant", "content": "b"}
+    failed = {**item("a?", "no", "b", "wrong"), "prompt": [{**ask[0], "tools": tools}]}
+    run = run_of(tmp_path, {"exact-match": [failed]}, formatter={"name": "messages"}, training=[{"messages": [*ask, answer], "tools": tools}])
+    data("failures", run, "--output", tmp_path / "out.jsonl")
+    (row,) = lines(tmp_path / "out.jsonl")
+    assert (row["messages"], row["tools"]) == ([*ask, answer], tools)
+
+
 def test_failures_are_rows_in_the_form_of_the_training_data(tmp_path):
     items = [item("a?", "no", "b", "wrong"), item("c?", "d", "d", "correct"), item("e?", "", "", "unscored"), item("f?", "g", "h", "wrong")]
     base = [item("a?", "b", "b", "correct"), item("c?", "x", "d", "wrong"), item("e?", "", "", "unscored"), item("f?", "x", "h", "wrong")]
