@@ -38,7 +38,7 @@ def toy_run(tiny, small, tmp_path):
 
     def arguments(*more: str, output: Path | str | None = None, adapter: str = "toys:Head", formatter: str = "toys:Pairs") -> list[str]:
         return [
-            *("run", "--model", str(tiny), "--data", str(small["train"]), "--formatter", formatter, "--adapter", adapter),
+            *("run", "--model", str(tiny), *(() if "--data" in more else ("--data", str(small["train"]))), "--formatter", formatter, "--adapter", adapter),
             *("-o", "trainer.max_steps=6", "-o", "trainer.per_device_train_batch_size=4", "-o", "trainer.gradient_accumulation_steps=2"),
             *("--dtype", "float32", "--output", str(output or tmp_path / "run"), *more),
         ]

@@ -93,6 +93,14 @@ def test_no_such_file_and_no_data(cli, toy_run, tmp_path):
     refused(cli("run"), "no training data is given", "--data FILE")
 
 
+def test_data_named_twice_or_not_at_all(cli, toy_run, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(small["train"].parent)  # an empty name would be this directory
+    result = cli(*toy_run(), "--data", small["eval"])
+    assert result.exit_code == 2 and f"--data is given twice: {small['train']} and {small['eval']}. It takes one file, or a directory" in result.stderr
+    refused(cli(*toy_run("--eval-data", "")), "eval_data is empty.", "a variable of the shell may not be set")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_column_names_those_that_are_there(cli, toy_run, small):
     refused(cli(*toy_run(formatter="alpaca")), "no column is called 'instruction'", "q, a")
     refused(cli(*toy_run(formatter="auto")), "q", "a")

@@ -24,10 +24,11 @@ def runs(tmp_path_factory, tiny, small):
     folder = tmp_path_factory.mktemp("compare")
     other = write_rows(folder / "other.jsonl", [{"q": f"what is {i}?", "a": f"it is {i}" + " and more" * (i % 3)} for i in range(26, 34)])
     made = {}
-    for name, more in {"a": (), "b": ("-o", "trainer.learning_rate=0.01", "--seed", "7"), "c": ("--eval-data", other)}.items():
+    for name, more in {"a": (), "b": ("-o", "trainer.learning_rate=0.01", "--seed", "7"), "c": ()}.items():
         made[name] = folder / name
         answer = ftx(
-            *("run", "--model", tiny, "--data", small["train"], "--eval-data", small["eval"], "--formatter", "toys:Pairs", "--adapter", "toys:Head"),
+            *("run", "--model", tiny, "--data", small["train"], "--eval-data", other if name == "c" else small["eval"]),
+            *("--formatter", "toys:Pairs", "--adapter", "toys:Head"),
             *("--evaluator", "toys:Equal", *MORE, *more, "--output", made[name]),
         )
         assert answer.exit_code == 0, answer.output

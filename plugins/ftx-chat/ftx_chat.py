@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ftx.commands.common import answering, output_options
+from ftx.commands.common import answering, once, output_options
 
 
 def voice_options(command: Any) -> Any:
@@ -79,7 +79,9 @@ def chat(
 
 @click.command("generate")
 @click.argument("run")
-@click.option("--data", metavar="FILE", required=True, help="Rows as the run was trained on, or prompts alone (columns prompt or messages).")
+@click.option(
+    "--data", multiple=True, callback=once, metavar="FILE", required=True, help="Rows as the run was trained on, or prompts alone (columns prompt or messages)."
+)
 @click.option("--output", metavar="FILE", default="answers.jsonl", help="Where the answers go, as JSON lines (default: answers.jsonl).")
 @click.option("--base", is_flag=True, help="Ask the base instead of the tuned model.")
 @click.option("--formatter", metavar="NAME", help="How rows are read (default: the run's).")
@@ -113,7 +115,7 @@ def generate(
         from ftx_chat_voices import Voices, answer_file, check_output
 
         file, phase, console = Path(output).expanduser(), "base" if base else "tuned", Console(quiet=quiet, json=as_json)
-        check_output(file)
+        check_output(file, data)
         voices = Voices(run, Catalogue(), console, only="base" if base else None, assignments=assignments, formatter=formatter, dtype=dtype, device=device)
         result.content = answer_file(
             voices, phase, data, file, console, raw=raw, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, limit=limit

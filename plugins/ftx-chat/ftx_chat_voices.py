@@ -238,8 +238,11 @@ def _question(row: dict[str, Any], column: str, tokenizer: Any, raw: bool) -> di
     raise RowError(f"field '{column}' holds neither a text nor messages")
 
 
-def check_output(output: Path) -> None:
-    """DataError, before a model is loaded, where nothing could be written."""
+def check_output(output: Path, data: str) -> None:
+    """DataError, before a model is loaded, where nothing could be written, or the prompts would be written over."""
+    asked = Path(data).expanduser()
+    if output.exists() and asked.exists() and output.samefile(asked):
+        raise DataError(f"{output} holds the prompts, and would be written over.", "Give another --output.")
     parent = next(one for one in [output.parent, *output.absolute().parents] if one.exists())
     if output.is_dir() or not parent.is_dir():
         raise DataError(f"{output} cannot be written.", "Give a file: --output answers.jsonl")

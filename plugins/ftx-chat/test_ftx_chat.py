@@ -430,6 +430,8 @@ def test_what_generate_refuses_leaves_nothing(run, tmp_path):
     assert answer.exit_code == 2 and "in.jsonl:2: field 'prompt' holds neither a text nor messages." in answer.output
     answer = ftx("generate", run, "--data", rows, "--output", tmp_path)
     assert answer.exit_code == 2 and "cannot be written." in answer.output
+    answer = ftx("generate", run, "--data", rows, "--output", rows)
+    assert answer.exit_code == 2 and "in.jsonl holds the prompts, and would be written over." in answer.output and len(read_rows(rows)) == 2
     other = write_rows(tmp_path / "other.jsonl", [{"city": "Bern"}])
     answer = ftx("generate", run, "--data", other, "--output", tmp_path / "out.jsonl")
     assert answer.exit_code == 2 and "Prompts without answers stand in a column called prompt, or messages." in answer.output

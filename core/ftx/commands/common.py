@@ -33,13 +33,23 @@ def echo(text: str) -> None:
     click.echo(printable(text))
 
 
+def once(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """For an option of which click would take the last: two files are not one of them."""
+    if len(values) > 1:
+        names = " and ".join(values)
+        raise click.UsageError(f"{option.opts[0]} is given twice: {names}. It takes one file, or a directory of files that are read together.", context)
+    return values[0] if values else None
+
+
 def recipe_options(command: Any) -> Any:
     """The options that make a recipe; they stand over the recipe file's values."""
     for option in reversed(
         [
             click.option("--model", metavar="M", help="Hub id, directory, .gguf file or installed name (default: smollm2)."),
-            click.option("--data", metavar="FILE", help="Training data: .jsonl, .json, .csv, .parquet (.gz), a directory, or a hub id."),
-            click.option("--eval-data", metavar="FILE", help="Data to evaluate on."),
+            click.option(
+                "--data", multiple=True, callback=once, metavar="FILE", help="Training data: .jsonl, .json, .csv, .parquet (.gz), a directory, or a hub id."
+            ),
+            click.option("--eval-data", multiple=True, callback=once, metavar="FILE", help="Data to evaluate on."),
             click.option("--formatter", metavar="NAME", help="How rows are read (default: auto)."),
             click.option("--quantizer", metavar="NAME", help="How weights are quantised (default: none)."),
             click.option("--adapter", metavar="NAME", help="What is trained (default: lora)."),

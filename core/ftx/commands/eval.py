@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ftx.commands.common import answering, output_options
+from ftx.commands.common import answering, once, output_options
 
 
 @click.command("eval")
 @click.argument("run", required=False)
 @click.option("--evaluator", metavar="NAME", multiple=True, help="How it is judged (default: the run's own); repeatable.")
-@click.option("--eval-data", metavar="FILE", help="Data to evaluate on (default: the run's own).")
+@click.option("--eval-data", multiple=True, callback=once, metavar="FILE", help="Data to evaluate on (default: the run's own).")
 @click.option("-o", "--option", "assignments", metavar="NAME.K=V", multiple=True, help="An option of an evaluator; repeatable.")
 @output_options
 def command(
