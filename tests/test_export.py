@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from support import REPO, write_rows
 
+from ftx.recipe import read_recipe
 from ftx.run import RunDir
 from ftx.testing import finished_run
 
@@ -72,6 +74,15 @@ def test_prompts_come_from_where_it_is_said(cli, run, tmp_path):
     data = write_rows(tmp_path / "other.jsonl", ROWS[:2])
     result = cli("export", run, "--to", "merged", "--output", tmp_path / "out", "--eval-data", data, "--prompts", "50", "--json")
     assert json.loads(result.stdout)["parity"]["prompts"] == 12  # two of its own, filled up from the training data
+
+
+def test_a_run_whose_data_are_gone_is_checked_with_other_prompts(cli, tmp_path):
+    made = finished_run(tmp_path / "run", ROWS, adapter="lora").directory
+    Path(read_recipe(made.recipe)["data"]).unlink()
+    result = export(cli, made, "merged", "--output", tmp_path / "out")
+    assert result.exit_code == 2 and "no such file" in result.stderr and "Or give other prompts to check the export with: --eval-data FILE" in result.stderr
+    result = export(cli, made, "merged", "--output", tmp_path / "out", "--eval-data", write_rows(tmp_path / "other.jsonl", ROWS[:2]), "--json")
+    assert json.loads(result.stdout)["parity"]["prompts"] == 2 and "checked with 2 prompts: " in result.stderr
 
 
 @pytest.mark.parametrize(

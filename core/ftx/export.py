@@ -17,7 +17,7 @@ from ftx.catalogue import Catalogue
 from ftx.console import Console
 from ftx.data import read_dataset
 from ftx.encode import end_tokens, own_ends
-from ftx.errors import OptionError, PluginError, RecipeError, RunError
+from ftx.errors import DataError, OptionError, PluginError, RecipeError, RunError
 from ftx.hooks import Hooks
 from ftx.options import Text, as_dict, build
 from ftx.readback import recipe_of, reopen
@@ -185,7 +185,13 @@ def _prompts(hooks: Hooks, run: Run, count: int) -> list[Any]:
     found: list[Any] = []
     for reference in (run.recipe.eval_data, run.recipe.data):
         if reference is not None and len(found) < count:
-            rows = hooks.call("format_dataset", dataset=read_dataset(reference, run.ledger), run=run)
+            try:
+                rows = hooks.call("format_dataset", dataset=read_dataset(reference, run.ledger), run=run)
+            except DataError as error:
+                if found:
+                    run.say(f"checked with {len(found)} prompts: {error.problem}")
+                    break
+                raise DataError(error.problem, f"{error.remedy}\nOr give other prompts to check the export with: --eval-data FILE") from error
             found += [prompt for prompt in parity.questions(rows, count) if prompt not in found]
     return found[:count]
 
