@@ -107,8 +107,9 @@ class OnLoan:
             return Supervised(kept_logits(outputs.logits, keep), targets, None, outputs)
         with fast.head.left_out():
             outputs = model(**given)
-        hidden = kept_logits(outputs.logits, keep)
-        return Supervised(hidden.to(torch.bfloat16) if self.args.bf16 else hidden, targets, fast.head, outputs)
+        hidden = kept_logits(outputs.logits, keep)  # accelerate makes fp32 of what was computed under autocast
+        half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else hidden.dtype
+        return Supervised(hidden.to(half), targets, fast.head, outputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens` (no padding) and `supervised_tokens`: what was trained on since this process began."""

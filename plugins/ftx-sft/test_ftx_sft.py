@@ -203,6 +203,19 @@ def test_a_step_in_bf16_is_no_further_from_fp32_with_the_parts(name: str, tmp_pa
     assert 0 < away[0] <= 1.05 * away[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_the_heads_too(dtype: torch.dtype, tmp_path: Path) -> None:
+    """accelerate hands on fp32; a reference, asked under autocast, would else have other numbers than what is trained from it."""
+    trainer = make_trainer(tmp_path)
+    trainer.args.bf16, trainer.args.fp16 = dtype is torch.bfloat16, dtype is torch.float16  # with fp16 only a GPU trains
+    ids = torch.arange(3, 13).unsqueeze(0)
+    with installed(trainer), torch.no_grad():
+        found = trainer.supervised(trainer.model, {"input_ids": ids}, ids, None)
+        with torch.autocast("cpu", dtype):
+            wanted = found.head.logps(found.values.float(), found.targets)
+        assert torch.equal(found.logps(), wanted) and found.values.dtype is dtype
+
+
 @with_and_without
 @pytest.mark.parametrize("name", ["plain", "lora", "wrapper"])
 @pytest.mark.parametrize("rows", [16, 13])
