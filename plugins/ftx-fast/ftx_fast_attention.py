@@ -265,9 +265,7 @@ def install(model: nn.Module) -> Installed:
     if config._attn_implementation != "sdpa":
         return Installed(lambda: None, off=[f"attention: the model's own, {config._attn_implementation}"])
     parameter = next(inner.parameters())
-    name = NAME
-    if parameter.is_cuda and parameter.dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available():
-        name = "flash_attention_2"
+    flash = parameter.is_cuda and parameter.dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available()
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
     configs = {id(one): one for module in inner.modules() for one in (getattr(module, "config", None),) if hasattr(one, "_attn_implementation")}
@@ -278,12 +276,15 @@ def install(model: nn.Module) -> Installed:
         for one, implementation in before:
             one._attn_implementation_internal = implementation
 
-    try:
-        inner.set_attn_implementation(name)
-    except (ValueError, ImportError) as error:
+    why = ""
+    for name in ("flash_attention_2", NAME) if flash else (NAME,):
+        try:
+            inner.set_attn_implementation(name)
+        except (ValueError, ImportError) as error:  # flash-attention is not for every GPU, nor for every model
+            why = str(error).splitlines()[0]
+        else:
+            if config._attn_implementation == name:
+                return Installed(undo, on=["attention by flash-attention" if name != NAME else "attention without a mask, segment by segment"])
+            why = "the model does not go through transformers' AttentionInterface"
         undo()
-        return Installed(lambda: None, off=[f"attention: {str(error).splitlines()[0]}"])
-    if config._attn_implementation != name:
-        undo()
-        return Installed(lambda: None, off=["attention: the model does not go through transformers' AttentionInterface"])
-    return Installed(undo, on=["attention by flash-attention" if name != NAME else "attention without a mask, segment by segment"])
+    return Installed(lambda: None, off=[f"attention: {why}"])

@@ -269,6 +269,17 @@ def test_other_attention_is_left_alone() -> None:
     assert install(nn.Linear(2, 2)).off == ["attention: no transformers model"]
 
 
+def test_where_flash_attention_is_refused_it_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers refuses it on a GPU before Ampere, where it is installed all the same."""
+    monkeypatch.setattr(ftx_fast_attention, "is_flash_attn_2_available", lambda: True)
+    model = tiny_model().half()
+    model.model.embed_tokens.weight = nn.Parameter(model.model.embed_tokens.weight.detach().as_subclass(SaysCuda))
+    installed = install(model)
+    assert installed.on == ["attention without a mask, segment by segment"] and not installed.off
+    installed.undo()
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_a_copy_after_undo_has_nothing_of_it() -> None:
     model = tiny_model()
     installed = install(model)
