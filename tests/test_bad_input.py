@@ -101,6 +101,24 @@ def test_data_named_twice_or_not_at_all(cli, toy_run, small, tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_not_read_of_a_directory_is_said(cli, toy_run, rows, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl.zst", ".hidden"):
+        write_rows(folder / name, rows)
+    result = cli(*toy_run("--data", folder, "-o", "trainer.max_steps=1"))
+    assert result.exit_code == 0 and f"{folder}: not read: b.jsonl.zst, more/" in result.output, result.output
+
+
+def test_an_empty_name_is_no_data(cli, small, monkeypatch):
+    monkeypatch.chdir(small["train"].parent)
+    refused(cli("data", "inspect", ""), "the name of the data is empty.", "a variable of the shell may not be set")
+
+
+def test_eval_data_without_a_run(cli, small):
+    refused(cli("eval", "--evaluator", "toys:Equal", "--eval-data", small["eval"]), "--eval-data is given, and no run", "ftx eval RUN --eval-data FILE")
+
+
 def test_a_wrong_column_names_those_that_are_there(cli, toy_run, small):
     refused(cli(*toy_run(formatter="alpaca")), "no column is called 'instruction'", "q, a")
     refused(cli(*toy_run(formatter="auto")), "q", "a")

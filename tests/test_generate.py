@@ -223,6 +223,16 @@ def test_nothing_asked_and_nothing_said(generate):
     assert generate([""], max_new_tokens=4) == [empty]
 
 
+def test_prompts_that_leave_no_room_are_said(tokenizer):
+    said: list[str] = []
+    generate = Generate(tiny_model(max_position_embeddings=16).eval(), tokenizer, say=said.append)
+    generate(["a", "b" * 40, "c" * 9], max_new_tokens=2)
+    longest = len(tokenizer("b" * 40)["input_ids"])
+    assert said == [f"warning: 1 of 3 prompts leave no room to answer: the model takes 16 tokens, the longest prompt has {longest}"]
+    generate(["a"], max_new_tokens=2)
+    assert len(said) == 1
+
+
 def test_batches_are_bounded_by_rows_and_tokens():
     lengths = [5, 4000, 10, 8000, 1] + [20] * 100
     batches = _batches([[0] * length for length in lengths], 100)

@@ -191,6 +191,8 @@ def test_resume_of_a_finished_run_says_so(cli, toy_run, tmp_path):
     before = weights(tmp_path / "run")
     again = cli("resume", tmp_path / "run")
     assert again.exit_code == 0 and "is finished" in again.output and weights(tmp_path / "run") == before
+    again = cli("resume", tmp_path / "run", "-o", "trainer.max_steps=9")
+    assert again.exit_code == 2 and "is finished, so -o changes nothing." in again.stderr and f"--from {tmp_path / 'run'}" in again.stderr
     assert "not a run (it has no recipe.yaml)" in cli("resume", tmp_path).stderr
 
 

@@ -39,8 +39,6 @@ def read_dataset(reference: str, ledger: Ledger) -> Dataset:
     other types, and drop keys that the first row lacks. Nested columns are kept as JSON, so that no key is invented.
     Raises DataError for what cannot be read; with `ledger.skip_bad_rows` such a row becomes a ledger entry.
     """
-    if not reference.strip():  # as a path it would be the directory that one is in
-        raise DataError("the name of the data is empty.", "Give a file: a variable of the shell may not be set.")
     if sources(reference) is None and not Path(reference).expanduser().exists():
         return _read_hub(reference, ledger)
     return to_dataset(read_rows(reference, ledger))

@@ -39,6 +39,13 @@ def data_files(path: Path) -> list[Path]:
     return files
 
 
+def left_out(path: Path) -> list[str]:
+    """What lies in a directory beside its data files, hidden files aside: none of it is read."""
+    if not path.is_dir():
+        return []
+    return sorted(f"{one.name}{'/' if one.is_dir() else ''}" for one in path.iterdir() if suffix(one) not in SUFFIXES and not one.name.startswith("."))
+
+
 def rows_of(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(line, row) for each row of a file; in the place of a row that cannot be used stands what is wrong with it.
 

@@ -27,15 +27,21 @@ class Generate:
     the next prompt; an answer does not depend on its batch (fp32: token for token, lower precisions up to rounding). Models whose
     cache is no plain keys and values go through transformers' own loop, in batches. `model` and `tokenizer` are there for those who
     score likelihoods. `progress`, if set, is called with (done, total) as answers come; `around` gives a context manager in
-    which the model runs.
+    which the model runs; `say` is told of prompts that are longer than the model takes.
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, progress: Callable[[int, int], None] | None = None, around: Callable[[], Any] = nullcontext
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        around: Callable[[], Any] = nullcontext,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.progress, self.around = progress, around
+        self.progress, self.around, self.say = progress, around, say
 
     def __call__(
         self, prompts: Sequence[str | Messages], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, stop: Sequence[str] = ()
@@ -51,6 +57,10 @@ class Generate:
         if not texts:
             return []
         stop = list(stop)
+        room = context_length(self.model)
+        if self.say and (long := sum(len(row) >= room for row in ids)):
+            longest = max(map(len, ids))
+            self.say(f"warning: {long} of {len(ids)} prompts leave no room to answer: the model takes {room} tokens, the longest prompt has {longest}")
         seeds = [_item_seed(seed, text) for text in texts] if temperature else None
         with evaluating(self.model), self.around():
             try:
@@ -135,6 +145,12 @@ class _Gumbel:
 
         noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=one).log().neg() for one in self.generators])
         return scores.float() / self.temperature + noise.to(scores.device)
+
+
+def context_length(model: Any) -> int:
+    """Tokens that the model can look at, prompt and answer together; 2 ** 30 where its config does not say."""
+    config = model.config.get_text_config() if hasattr(getattr(model, "config", None), "get_text_config") else getattr(model, "config", None)
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def _unfit() -> type[Exception]:

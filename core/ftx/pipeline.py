@@ -279,7 +279,7 @@ def generator(model: Any, tokenizer: Any, console: Console) -> Generate:
         if done >= total:
             bars.pop().end()
 
-    return Generate(model, tokenizer, progress=progress)
+    return Generate(model, tokenizer, progress=progress, say=console.say)
 
 
 def write_scores(directory: RunDir, scores: list[Score]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftx import audit, cache
 from ftx.data import ROW_TYPES, read_dataset, row_type
 from ftx.errors import DataError, PluginError
+from ftx.files import left_out
 from ftx.hooks import Hooks
 from ftx.ledger import Entry, Ledger
 from ftx.run import Run, read_lines, write_lines
@@ -119,6 +120,8 @@ def _take_over(ledger: Ledger, came: int, entries: list[Entry]) -> None:
 def encode(reference: str, hooks: Hooks, tokenizer: Any, run: Run) -> tuple[Dataset, Dataset]:
     """A file's rows as formatted, and as token ids and labels; none lost, none invented. Raises DataError, PluginError."""
     raw = read_dataset(reference, run.ledger)
+    if others := left_out(Path(reference).expanduser()):
+        run.say(f"{reference}: not read: {', '.join(others[:5])}{f' and {len(others) - 5} more' if len(others) > 5 else ''}")
     rows = _formatted(reference, raw, hooks, run)
     check_rows(raw, rows, "formatter", hooks, run)
     kind = row_type(rows.column_names)

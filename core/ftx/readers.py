@@ -30,6 +30,8 @@ class Source:
 
 def sources(reference: str) -> list[Source] | None:
     """What `FILE:NAME` leads to; None where it is none, and the reference stands for itself. DataError for an unknown name."""
+    if not reference.strip():  # as a path it would be the directory that one is in
+        raise DataError("the name of the data is empty.", "Give a file: a variable of the shell may not be set.")
     file, name = parted(reference)
     point = _point(file) if file is not None else None
     if file is None or point is None:

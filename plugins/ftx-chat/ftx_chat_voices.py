@@ -14,6 +14,7 @@ from ftx.console import Console
 from ftx.data import read_dataset
 from ftx.encode import Messages, end_tokens, own_ends, prompt_text, question_and_reference
 from ftx.errors import DataError, ModelError, RecipeError, RowError
+from ftx.generate import context_length
 from ftx.prepare import check_rows
 from ftx.readback import recipe_of, reopen
 from ftx.recipe import Choice, merge, read_recipe
@@ -143,12 +144,6 @@ def _pick(logits: torch.Tensor, temperature: float, random: torch.Generator) -> 
     if not temperature:
         return int(logits.argmax())
     return int(torch.multinomial(torch.softmax(logits.float().cpu() / temperature, -1), 1, generator=random))
-
-
-def context_length(model: Any) -> int:
-    """Tokens that the model can look at, prompt and answer together; 2 ** 30 where its config does not say."""
-    config = model.config.get_text_config() if hasattr(getattr(model, "config", None), "get_text_config") else getattr(model, "config", None)
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def answer_file(

@@ -23,11 +23,14 @@ def command(
     with answering(as_json=as_json, traceback=traceback) as result:
         from ftx.catalogue import Catalogue
         from ftx.console import Console
+        from ftx.errors import RecipeError
         from ftx.lock import locked
         from ftx.readback import evaluate_again, evaluate_files
         from ftx.run import RunDir
 
         console = Console(quiet=quiet, json=as_json)
+        if run is None and eval_data is not None:
+            raise RecipeError("--eval-data is given, and no run that could be asked.", "ftx eval RUN --eval-data FILE")
         if run is None:
             result.content = [score.as_dict() for score in evaluate_files(evaluator, assignments, Catalogue(), console)]
         else:

@@ -25,12 +25,15 @@ def command(run: str, accept_drift: bool, assignments: tuple[str, ...], quiet: b
         from ftx import pipeline
         from ftx.catalogue import Catalogue
         from ftx.console import Console
+        from ftx.errors import RecipeError
         from ftx.readback import recipe_of
         from ftx.run import RunDir
 
         directory, console = RunDir(run), Console(quiet=quiet, json=as_json)
         recipe = recipe_of(directory)
         if directory.read_json("manifest.json", {}).get("finished"):
+            if assignments:
+                raise RecipeError(f"{directory} is finished, so -o changes nothing.", f"Train on from its model: ftx run {directory.recipe} --from {directory}")
             console.say(f"{directory} is finished: there is nothing to go on with.")
             result.content = {"run": str(directory), "scores": directory.read_json("scores.json", [])}
             return
