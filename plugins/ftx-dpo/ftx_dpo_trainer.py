@@ -165,11 +165,18 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
 
     @contextmanager
     def _reference(self) -> Iterator[Any]:
-        """The starting model, without gradients and without dropout."""
+        """The starting model, without gradients and without dropout.
+
+        Nor does the policy say meanwhile that it recomputes: TRL would switch that off, and on again with what only transformers
+        knows to read in the settings (`every_n_layers`, `offload`).
+        """
         off = self._off() if self.frozen is None else None
         model = self.frozen if self.frozen is not None else self.policy
         modes = [(module, module.training) for module in model.modules()]
+        recomputed = [module for module in self.policy.modules() if vars(module).get("gradient_checkpointing")]
         model.eval()
+        for module in recomputed:
+            module.gradient_checkpointing = False
         try:
             with torch.no_grad():
                 if off is None:
@@ -178,6 +185,8 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
                     with off:
                         yield model
         finally:
+            for module in recomputed:
+                module.gradient_checkpointing = True
             for module, training in modes:
                 module.training = training
 

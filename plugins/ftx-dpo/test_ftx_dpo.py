@@ -76,6 +76,16 @@ def test_one_big_batch_is_many_small_ones(tmp_path):
     assert [line["loss"] for line in small] == pytest.approx([line["loss"] for line in big], abs=1e-5)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("settings", [{}, {"every_n_layers": 2}], ids=str)
+def test_recomputing_changes_no_loss(settings, adapter, tmp_path):
+    """Whatever is set of it: the reference is asked in between, and recomputes nothing."""
+    args = {"args": {"activation_checkpointing_kwargs": settings}} if settings else {}
+    some = run(tmp_path / "some", adapter, gradient_checkpointing=True, **args)
+    none = run(tmp_path / "none", adapter, gradient_checkpointing=False)
+    assert [line["loss"] for line in some] == pytest.approx([line["loss"] for line in none], abs=1e-5)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_trains_and_mixes(loss, tmp_path):
     extra = {"label_smoothing": 1e-3} if loss == "exo_pair" else {}
