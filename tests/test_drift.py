@@ -143,6 +143,11 @@ def test_an_adapter_does_not_go_onto_another_base(cli, toy_run, small, tiny, tmp
     assert cli("eval", second, *evaluation).exit_code == 0, "what was accepted is the run's from then on"
     back()
     assert cli("eval", second, *evaluation).exit_code == 2 and cli("eval", first, *evaluation).exit_code == 0
+    (tmp_path / "base").rename(tmp_path / "moved")
+    result = cli("eval", first, *evaluation)
+    assert result.exit_code == 2 and f"name it under `model:` in {first / 'recipe.yaml'}" in result.stderr
+    changed(first / "recipe.yaml", str(tmp_path / "base"), str(tmp_path / "moved"))
+    assert cli("eval", first, *evaluation).exit_code == 0
 
 
 def test_accepted_drift_goes_on_and_stays_in_the_manifest(cli, stopped, tmp_path):

@@ -443,9 +443,15 @@ def test_models_lists_every_recommended_one_and_marks_what_fits():
     assert "published for QLoRA: 20 GB" in printed and "(" in printed
 
 
-@pytest.mark.parametrize(("text", "size"), [("48GB", 48 * GB), ("48 GiB", 48 * GB), ("500m", 500 << 20), ("1.5g", 3 * GB // 2), ("1024", 1024)])
+@pytest.mark.parametrize(("text", "size"), [("48GB", 48 * GB), ("48 GiB", 48 * GB), ("500m", 500 << 20), ("1.5g", 3 * GB // 2), ("51539607552", 48 * GB)])
 def test_sizes(text, size):
     assert parse_size(text) == size
+
+
+def test_a_size_without_a_unit():
+    with pytest.raises(OptionError, match="'48' is 48 bytes, in which no model fits.") as error:
+        parse_size("48")
+    assert error.value.remedy == "With a unit: 48GB"
 
 
 @pytest.mark.parametrize("text", ["", "lots", "-3GB", "0GB", "3 XB"])

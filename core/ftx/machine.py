@@ -110,7 +110,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
     if not match or not float(match[1]):
         raise OptionError(f"'{text}' is no size of memory.", "For example: 48GB, 24GB, 800MB.")
-    return int(float(match[1]) * UNITS[match[2].lower()])
+    size = int(float(match[1]) * UNITS[match[2].lower()])
+    if size < 1 << 20:  # 48 means 48GB to whoever writes it
+        raise OptionError(f"'{text}' is {size} bytes, in which no model fits.", f"With a unit: {match[1]}GB")
+    return size
 
 
 def said(size: float) -> str:

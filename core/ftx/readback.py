@@ -11,7 +11,7 @@ from ftx import models, pipeline
 from ftx.catalogue import Catalogue
 from ftx.console import Console, file_table, score_table
 from ftx.drift import heed_base
-from ftx.errors import RecipeError, RunError
+from ftx.errors import ModelError, RecipeError, RunError
 from ftx.evaluate import compare_phases, evaluate_phase, write_items
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
@@ -34,7 +34,10 @@ def recipe_of(directory: RunDir) -> Recipe:
 def reopen(directory: RunDir, recipe: Recipe, catalogue: Catalogue, console: Console) -> tuple[Run, Hooks]:
     """The Run and the hooks of a finished run, with `recipe` (its own, or with other evaluators)."""
     resolved, hooks = resolve(recipe, catalogue)
-    run = pipeline.open_run(resolved, hooks, console)
+    try:
+        run = pipeline.open_run(resolved, hooks, console)
+    except ModelError as error:
+        raise ModelError(error.problem, f"{error.remedy}\nIf the base lies elsewhere now, name it under `model:` in {directory.recipe}") from error
     models.refuse_pickles(directory.model)
     heed_base(directory, fingerprints(run))
     run.directory = directory
