@@ -47,7 +47,8 @@ def loaded(directory, quantizer, run, *more):
     hooks = Hooks()
     for number, plugin in enumerate([quantizer, *more]):
         hooks.add(plugin, "plugin", str(number))
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=run.dtype, quantization_config=hooks.hook.quantization_config(run=run))
+    config = hooks.hook.quantization_config(run=run)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=run.dtype, device_map={"": run.device}, quantization_config=config)
     hooks.hook.model_loaded(model=model, run=run)
     return model
 

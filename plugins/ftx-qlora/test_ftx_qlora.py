@@ -39,7 +39,8 @@ def a_run(dtype=torch.bfloat16, device="cpu", **trainer_options):
 
 
 def loaded(directory, plugin, run):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=run.dtype, quantization_config=plugin.quantization_config(run))
+    config = plugin.quantization_config(run)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=run.dtype, device_map={"": run.device}, quantization_config=config)
     plugin.model_loaded(model, run)
     return model
 

@@ -682,7 +682,8 @@ def test_adapters_on_a_4_bit_model_train_in_fp32(adapt: Any, tmp_path: Path) -> 
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir(tmp_path / "model"), quantization_config=config, dtype=torch.bfloat16)
+    path = tiny_model_dir(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(path, quantization_config=config, dtype=torch.bfloat16, device_map={"": "cpu"})
     model = adapt(base)
     before = weights(model)
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
