@@ -59,7 +59,8 @@ def main() -> None:
             command = [sys.executable, __file__, "--steps", str(asked.steps), "--length", str(asked.length), "--worker", side, model, adapter, str(rows)]
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
             if done.returncode:
-                lines.append(f"| {model}, {adapter} | {side} | failed: {done.stderr.strip().splitlines()[-1][:80]} | | | | |")
+                why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]  # one that is killed says nothing
+                lines.append(f"| {model}, {adapter} | {side} | failed: {why[:80]} | | | | |")
                 continue
             found[side] = one = json.loads(done.stdout.splitlines()[-1])
             faster = "" if side == "ftx" or "ftx" not in found else f"{found['ftx']['rate'] / one['rate']:.2f} times"
