@@ -141,6 +141,7 @@ def test_parquet(put, tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
     file = put("rows.parquet", stream.getvalue())
     assert read(file) == rows and lines_of(file) == [1, 2]
+    assert read(put("packed.parquet.gz", gzip.compress(stream.getvalue()))) == read(file)
 
 
 def test_parquets_own_types_become_what_json_would_hold(put):

@@ -252,7 +252,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         with _open(file) as stream:
             number = itertools.count(1)
-            for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
+            source = stream if stream.seekable() else pyarrow.BufferReader(stream.read())  # it begins at the end, where a packed one cannot
+            for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     yield next(number), _as_json(row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
