@@ -141,8 +141,8 @@ class Rotary(torch.autograd.Function):
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
-    """In x's dtype and strides."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    """In x's dtype and, unless it is expanded or not dense along a place, in its strides."""
+    x = x if x.stride(-1) == 1 and 0 not in x.stride() else x.contiguous()
     batch, heads, length, size = x.shape
     out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
     turns = length * size if cos.shape[0] > 1 else 0

@@ -65,6 +65,12 @@ def test_rotary(rows, dtype):
     near(both("Rotary", query, key, others=(angles.cos().to(dtype), angles.sin().to(dtype))))
 
 
+def test_rotary_of_expanded_rows():
+    """Rows that are one in memory and have places of their own."""
+    key, angles = normal(1, 3, 5, 12).expand(2, 3, 5, 12), normal(2, 1, 5, 12, seed=2)
+    near([(plain.turned(key, angles.cos(), angles.sin()), fast.turned(key, angles.cos(), angles.sin(), False))])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 7), (1100,), (2, 2, 600)])
 def test_swiglu(shape, dtype):
