@@ -40,7 +40,7 @@ class LoRA:
     alpha: int = option(32, "Scale of the update; the update is multiplied by alpha / r.")
     dropout: float = option(0.0, "Share of the update's inputs dropped in training.")
     target_modules: list[str] | str = option(
-        "all-linear", "What is adapted: all-linear (all linear layers but the head), a list of module names, or a regular expression."
+        "all-linear", "What is adapted: all-linear (all linear layers but the head), module names, or a regular expression of whole paths."
     )
     bias: Literal["none", "all", "lora_only"] = option("none", "Which biases of the base train too.")
     modules_to_save: list[str] = option([], "Modules that train in full and are saved with the adapter, such as lm_head.")
@@ -72,6 +72,7 @@ class LoRA:
             raise ValueError(f"init must be true, false, {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}, got {self.init}")
         if self.init == "orthogonal" and self.r % 2:
             raise ValueError(f"init=orthogonal needs an even r, got {self.r}")
+        object.__setattr__(self, "target_modules", listed(self.target_modules))
         if isinstance(self.target_modules, str):
             try:
                 re.compile(self.target_modules)
@@ -238,6 +239,14 @@ def _drop_casts(module: torch.nn.Module) -> None:
     for hooks, is_ours in ours:
         for key in [key for key, hook in hooks.items() if is_ours(hook)]:
             del hooks[key]
+
+
+def listed(targets: list[str] | str) -> list[str] | str:
+    """Text that is nothing but names, such as q_proj or q_proj,v_proj, as a list of them: as a regular expression of whole paths it
+    could match nothing."""
+    if isinstance(targets, str) and re.fullmatch(r"\w+|[\w.]+(\s*,\s*[\w.]+)+", targets.strip()):
+        return [name.strip() for name in targets.split(",")]
+    return targets
 
 
 def check_names(model: PreTrainedModel, names: Iterable[str], what: str) -> None:

@@ -302,6 +302,23 @@ def test_options_from_text():
     assert build(LoRA, {"target_modules": Text("all-linear")}, stage="adapter", name="lora").target_modules == "all-linear"
 
 
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("q_proj", ["q_proj"]),
+        ("q_proj, v_proj", ["q_proj", "v_proj"]),
+        ("layers.0.self_attn.q_proj,v_proj", ["layers.0.self_attn.q_proj", "v_proj"]),
+        (r".*\.[qv]_proj", r".*\.[qv]_proj"),
+        (r".*\.\d{1,2}\.mlp\.up_proj", r".*\.\d{1,2}\.mlp\.up_proj"),
+    ],
+)
+def test_names_in_a_text_are_names(typed, taken):
+    """As LLaMA-Factory's `lora_target` is written. peft takes each text for a regular expression of whole paths, which q_proj never matches."""
+    adapter = build(LoRA, {"target_modules": Text(typed)}, stage="adapter", name="lora")
+    assert adapter.target_modules == taken
+    assert any("lora_A" in name for name, _ in adapted(adapter, tiny_model(), a_run()).named_parameters())
+
+
 def test_unknown_targets_are_refused():
     with pytest.raises(RunError) as caught:
         adapted(LoRA(target_modules=["v_proj", "q_prj"]), tiny_model(), a_run())
