@@ -161,3 +161,19 @@ def test_the_docs_name_every_field_of_export_json(cli, run, tmp_path):
     text = (REPO / "docs" / "export.md").read_text().partition("## export.json")[2].partition("\n## ")[0]
     report = json.loads((tmp_path / "out" / "export.json").read_text())
     assert set(report) | set(report["parity"]) <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_bf16_products_on_a_processor_without_them_are_its_own():
+    """tests/toys/rounded_bf16.py gives what torch's emulation gives, to a last bit where sums are in another order, and sees a weight change."""
+    import torch
+    from rounded_bf16 import Rounded
+
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 32, dtype=torch.bfloat16), torch.nn.Parameter(torch.randn(8, 32, dtype=torch.bfloat16), requires_grad=False)
+    for _ in range(2):
+        plain = torch.nn.functional.linear(x, weight)
+        with Rounded():
+            ours = [torch.nn.functional.linear(x, weight), x @ weight.T, torch.matmul(x, weight.T)]
+        assert all(one.dtype == torch.bfloat16 and torch.allclose(one, plain, rtol=2**-7, atol=1e-2) for one in ours)
+        with torch.no_grad():
+            weight.mul_(2)
