@@ -13,10 +13,10 @@ from ftx.encode import (
     Encoded,
     encode_row,
     end_tokens,
-    parted,
     prompt_text,
     question_and_reference,
     render,
+    tools_apart,
 )
 from ftx.errors import ModelError, RowError
 from ftx.testing import tiny_tokenizer
@@ -161,7 +161,7 @@ def test_tools_and_calls_are_written_as_text_where_the_template_knows_neither(to
     text = whole(encoded, tokenizer)
     assert text.startswith('<|im_start|>system\nTools:\n[{"type": "function", "function": {"name": "add", "description": "é"}}]<|im_end|>\n<|im_start|>user')
     assert supervised(encoded, tokenizer) == '<tool_call>{"name": "add", "arguments": {"a": 0.3}}</tool_call><|im_end|>\n'
-    assert prompt_text(row["messages"][:1], tokenizer, tools=TOOLS) == text[: text.index("<tool_call>")], "asked as it was trained"
+    assert prompt_text([{**row["messages"][0], "tools": TOOLS}], tokenizer) == text[: text.index("<tool_call>")], "asked as it was trained"
 
 
 @pytest.mark.parametrize("knows", [False, True])
@@ -174,7 +174,7 @@ def test_a_question_is_asked_with_its_tools(knows):
         text = whole(encode_row(row, tokenizer), tokenizer)
         question, reference = question_and_reference(row)
         assert text.startswith(prompt_text(question, tokenizer) + reference) and '"description": "é"' in prompt_text(question, tokenizer)
-        assert parted(question) == (ask, TOOLS) and parted(ask) == (ask, None) and ask == [says("user", "2+2")]
+        assert tools_apart(question) == (ask, TOOLS) and tools_apart(ask) == (ask, None) and ask == [says("user", "2+2")]
 
 
 def test_tools_join_the_systems_own_words(tokenizer):

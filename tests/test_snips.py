@@ -32,15 +32,11 @@ def rows(converted):
 
 
 def shortest(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
-    """The shortest rows of each intent, in the order in which they came: still unequal, and a quarter fewer tokens."""
-    found: dict[str, int] = {}
-    chosen = set()
-    for number in sorted(range(len(rows)), key=lambda number: len(rows[number]["input"] + rows[number]["output"])):
-        intent = json.loads(rows[number]["output"])["intent"]
-        if found.setdefault(intent, 0) < count:
-            found[intent] += 1
-            chosen.add(number)
-    return [row for number, row in enumerate(rows) if number in chosen]
+    """The shortest rows of each intent: still unequal, and a quarter fewer tokens."""
+    intents: dict[str, list[dict[str, str]]] = {}
+    for row in sorted(rows, key=lambda row: len(row["input"] + row["output"])):
+        intents.setdefault(json.loads(row["output"])["intent"], []).append(row)
+    return [row for some in intents.values() for row in some[:count]]
 
 
 def test_the_recipe_runs_from_the_requests_to_the_scores(converted, tmp_path, process):

@@ -139,18 +139,19 @@ def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, tools: Any
         raise RowError(f"the chat template refuses the row ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
 
 
-def prompt_text(prompt: str | Messages, tokenizer: PreTrainedTokenizerBase, *, tools: Any = None) -> str:
-    """What the model is asked to continue: a string as it is, messages by the template with the generation prompt."""
+def prompt_text(prompt: str | Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the model is asked to continue: a string as it is, messages by the template with the generation prompt and the tools that
+    the first of them carries."""
+    prompt, tools = tools_apart(prompt)
     if isinstance(prompt, str):
         return prompt
-    prompt, carried = parted(prompt)
-    messages, tools = _for_template(prompt, tools or carried, tokenizer)
+    messages, tools = _for_template(prompt, tools, tokenizer)
     return render(messages, tokenizer, tools=tools, generation_prompt=True)
 
 
-def parted(prompt: Messages) -> tuple[Messages, Any]:
+def tools_apart(prompt: str | Messages) -> tuple[str | Messages, Any]:
     """A question of `question_and_reference` without the tools that its first message carries, and the tools (None where there are none)."""
-    if not prompt or not prompt[0].get("tools"):
+    if isinstance(prompt, str) or not prompt or not prompt[0].get("tools"):
         return prompt, None
     return [{key: value for key, value in prompt[0].items() if key != "tools"}, *prompt[1:]], prompt[0]["tools"]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ftx.encode import Messages, end_tokens, own_ends, parted, prompt_text, question_and_reference
+from ftx.encode import Messages, end_tokens, own_ends, prompt_text, question_and_reference, tools_apart
 from ftx.errors import FtxError, RowError, RunError, first_line
 from ftx.generate import evaluating
 
@@ -196,8 +196,7 @@ def questions(rows: Dataset, count: int) -> list[str | Messages]:
             prompt = question_and_reference(row)[0]
         except RowError:
             prompt = row.get("text", "")[: len(row.get("text", "")) // 2]
-        if not isinstance(prompt, str):
-            prompt = parted(prompt)[0]  # not every form of an export has a place for tools
+        prompt = tools_apart(prompt)[0]  # not every form of an export has a place for them
         if prompt:
             found.setdefault(repr(prompt), prompt)
         if len(found) == count:

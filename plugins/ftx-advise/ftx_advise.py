@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from ftx.commands.common import answering, once, output_options
+from ftx.commands.common import answering, one_file, output_options
 
 
 @click.command("advise")
-@click.option("--data", multiple=True, callback=once, metavar="FILE", required=True, help="Training data, as for `ftx run`.")
-@click.option("--eval-data", multiple=True, callback=once, metavar="FILE", help="Data to evaluate on, if there are some.")
+@one_file("--data", required=True, help="Training data, as for `ftx run`.")
+@one_file("--eval-data", help="Data to evaluate on, if there are some.")
 @click.option("--formatter", metavar="NAME", default="auto", show_default=True, help="How rows are read.")
 @click.option("--device-memory", metavar="SIZE", help="Advise for a GPU with so much memory, such as 24GB, not for this machine.")
 @click.option("--output", metavar="FILE", help="Where to write the recipe (default: standard output).")

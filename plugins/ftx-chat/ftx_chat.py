@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ftx.commands.common import answering, once, output_options
+from ftx.commands.common import answering, one_file, output_options
 
 
 def voice_options(command: Any) -> Any:
@@ -79,9 +79,7 @@ def chat(
 
 @click.command("generate")
 @click.argument("run")
-@click.option(
-    "--data", multiple=True, callback=once, metavar="FILE", required=True, help="Rows as the run was trained on, or prompts alone (columns prompt or messages)."
-)
+@one_file("--data", required=True, help="Rows as the run was trained on, or prompts alone (columns prompt or messages).")
 @click.option("--output", metavar="FILE", default="answers.jsonl", help="Where the answers go, as JSON lines (default: answers.jsonl).")
 @click.option("--base", is_flag=True, help="Ask the base instead of the tuned model.")
 @click.option("--formatter", metavar="NAME", help="How rows are read (default: the run's).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ftx.catalogue import Catalogue
-from ftx.encode import parted
+from ftx.encode import tools_apart
 from ftx.errors import DataError, RecipeError, RowError
 from ftx.hooks import Hooks
 from ftx.options import build
@@ -76,10 +76,10 @@ def _row(item: dict[str, Any], form: Format | None, where: str, ledger: Book) ->
     if not prompt or not isinstance(answer, str) or not isinstance(prompt, str | list):
         ledger.add(where, 0, "the item has no prompt and answer that a row could be made of", "dropped")
         return None
-    row = {"prompt": prompt, "completion": answer}
-    if not isinstance(prompt, str):
-        prompt, tools = parted(prompt)
-        row = {"prompt": prompt, "completion": [{"role": "assistant", "content": answer}], **({"tools": tools} if tools else {})}
+    prompt, tools = tools_apart(prompt)
+    row = {"prompt": prompt, "completion": answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]}
+    if tools:
+        row["tools"] = tools
     if form is not None:
         try:
             return form.unformat(row)

@@ -18,8 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from run import DATA, REPO, TRL, measure, processor, replace
+from run import DATA, REPO, measure, processor, replace
 
 from ftx.device import best_dtype
 
@@ -42,7 +41,6 @@ def main() -> None:
         train, held_out = work / "snips-train.jsonl", work / "some-validation.jsonl"
         lines = (work / "snips-validation.jsonl").read_text("utf-8").splitlines(keepends=True)
         held_out.write_text("".join(lines[:: len(lines) // asked.questions][: asked.questions]), encoding="utf-8")
-        TRL["TRL"]["bf16"] = best_dtype("cpu") is torch.bfloat16  # elsewhere it is emulated, and takes days
         sides = {side: learned(side, train, held_out, asked.steps, work / side) for side in ("ftx", "TRL")}
     write_page(sides, asked)
 

@@ -131,7 +131,7 @@ def measure(side: str, kind: str, adapter: str, data: Path, steps: int, work: Pa
     if side == "LLaMA-Factory":
         return llama_factory(Path(os.environ["FTX_BENCH_PEERS"]), adapter, data, steps, batch, rate, work)
     if side.startswith("TRL"):
-        settings = {"model": "smollm2", "data": str(data), "steps": steps, "batch": batch, "accumulation": 1, "learning_rate": rate, **TRL[side]}
+        settings = {"model": "smollm2", "data": str(data), "steps": steps, "batch": batch, "accumulation": 1, "learning_rate": rate, **precision(side)}
         settings |= {"trainer": "dpo" if pairs else "sft", "adapter": adapter, "output": str(work), "result": str(work / "noted.json")}
         (work / "settings.json").write_text(json.dumps(settings))
         call([sys.executable, TOYS / "plain_trl.py", work / "settings.json"], work)
@@ -150,6 +150,15 @@ def measure(side: str, kind: str, adapter: str, data: Path, steps: int, work: Pa
     call([sys.executable, "-m", "ftx", *words, *probe, "--output", work / "run"], work)
     last = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     return json.loads((work / "noted.json").read_text()) | {name: last[name] for name in ("tokens", "supervised_tokens")}
+
+
+def precision(side: str) -> dict[str, object]:
+    """A TRL side's settings. Where ftx does not take bfloat16, neither does TRL: a processor that emulates it needs days."""
+    import torch
+
+    from ftx.device import best_dtype
+
+    return TRL[side] if best_dtype("cpu") is torch.bfloat16 else {**TRL[side], "dtype": "float32", "bf16": False}
 
 
 def call(command: list, work: Path) -> None:

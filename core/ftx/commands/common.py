@@ -8,12 +8,13 @@ import sys
 import traceback as tracebacks
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from ftx.errors import FAILED, INTERRUPTED, REFUSED, FtxError, printable
 
+Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 STATUS = {REFUSED: "refused", FAILED: "failed", INTERRUPTED: "interrupted"}
 
 
@@ -33,8 +34,12 @@ def echo(text: str) -> None:
     click.echo(printable(text))
 
 
-def once(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """For an option of which click would take the last: two files are not one of them."""
+def one_file(name: str, **settings: Any) -> Callable[[Command], Command]:
+    """click.option for a file of data. Of two click would take the last in silence; here they are refused."""
+    return click.option(name, multiple=True, callback=_once, metavar="FILE", **settings)
+
+
+def _once(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
     if len(values) > 1:
         names = " and ".join(values)
         raise click.UsageError(f"{option.opts[0]} is given twice: {names}. It takes one file, or a directory of files that are read together.", context)
@@ -46,10 +51,8 @@ def recipe_options(command: Any) -> Any:
     for option in reversed(
         [
             click.option("--model", metavar="M", help="Hub id, directory, .gguf file or installed name (default: smollm2)."),
-            click.option(
-                "--data", multiple=True, callback=once, metavar="FILE", help="Training data: .jsonl, .json, .csv, .parquet (.gz), a directory, or a hub id."
-            ),
-            click.option("--eval-data", multiple=True, callback=once, metavar="FILE", help="Data to evaluate on."),
+            one_file("--data", help="Training data: .jsonl, .json, .csv, .parquet (.gz), a directory, or a hub id."),
+            one_file("--eval-data", help="Data to evaluate on."),
             click.option("--formatter", metavar="NAME", help="How rows are read (default: auto)."),
             click.option("--quantizer", metavar="NAME", help="How weights are quantised (default: none)."),
             click.option("--adapter", metavar="NAME", help="What is trained (default: lora)."),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ftx.commands.common import answering, once, output_options
+from ftx.commands.common import answering, one_file, output_options
 
 
 @click.command("eval")
 @click.argument("run", required=False)
 @click.option("--evaluator", metavar="NAME", multiple=True, help="How it is judged (default: the run's own); repeatable.")
-@click.option("--eval-data", multiple=True, callback=once, metavar="FILE", help="Data to evaluate on (default: the run's own).")
+@one_file("--eval-data", help="Data to evaluate on (default: the run's own).")
 @click.option("-o", "--option", "assignments", metavar="NAME.K=V", multiple=True, help="An option of an evaluator; repeatable.")
 @output_options
 def command(
@@ -29,9 +29,9 @@ def command(
         from ftx.run import RunDir
 
         console = Console(quiet=quiet, json=as_json)
-        if run is None and eval_data is not None:
-            raise RecipeError("--eval-data is given, and no run that could be asked.", "ftx eval RUN --eval-data FILE")
         if run is None:
+            if eval_data is not None:
+                raise RecipeError("--eval-data is given, and no run that could be asked.", "ftx eval RUN --eval-data FILE")
             result.content = [score.as_dict() for score in evaluate_files(evaluator, assignments, Catalogue(), console)]
         else:
             with locked(RunDir(run)):

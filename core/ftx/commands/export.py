@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ftx.commands.common import answering, once, output_options
+from ftx.commands.common import answering, one_file, output_options
 
 
 @click.command("export")
@@ -14,7 +14,7 @@ from ftx.commands.common import answering, once, output_options
 @click.option("-o", "--option", "assignments", metavar="exporter.K=V", multiple=True, help="An option of the exporter; repeatable.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Precision (default: the run's own).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where it is loaded and checked (default: the run's own).")
-@click.option("--eval-data", multiple=True, callback=once, metavar="FILE", help="Data whose prompts it is checked with (default: the run's own).")
+@one_file("--eval-data", help="Data whose prompts it is checked with (default: the run's own).")
 @click.option("--prompts", metavar="N", type=click.IntRange(min=1), default=50, show_default=True, help="How many prompts it is checked with.")
 @click.option("--least", metavar="SHARE", type=click.FloatRange(0, 1), help="Least share of tokens that must agree (default: as the precision allows).")
 @click.option("--base-licence", metavar="NAME", help="Licence of the base, for the model card (default: what the base says).")
