@@ -424,7 +424,7 @@ def test_a_run_that_would_not_fit_is_refused_and_leaves_nothing(tmp_path, data, 
 
 
 def test_an_open_micro_batch_is_made_smaller_and_the_effective_batch_kept(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("ftx.foresight.this_machine", lambda device: Machine("cpu", int(1.4 * (1 << 20)), True))
+    monkeypatch.setattr("ftx.foresight.this_machine", lambda device: Machine("cpu", 1 << 20, True))
     model = tiny_model_dir(tmp_path / "model")
     done = run("run", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "run"), "-o", "trainer.max_steps=1", "--device", "cpu")
     assert done.exit_code == 0, done.output

@@ -18,6 +18,7 @@ from ftx.planning import Planner, Rows
 from ftx.recipe import Choice, Recipe
 from ftx.rehearse import like, rehearse, trace
 from ftx.run import Run
+from ftx_fast import PARTS
 
 #: Two adapters whose bases differ, both trainers, both ways of keeping activations; with the accumulation.
 CASES = [("dora", "dpo", True, 2), ("qlora", "sft", True, 1)]
@@ -58,6 +59,7 @@ def shared():
 
 def planned(path, adapter="lora", trainer="sft", checkpointing=False, accumulation=1):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "gradient_checkpointing": checkpointing}
+    options |= {"fast": [part for part in PARTS if part != "products"]}  # oneDNN's workspace is memory too, and no trace sees it
     recipe = Recipe(data="-", formatter=Choice("auto"), adapter=Choice(adapter), trainer=Choice(trainer, options), dtype="float32", device="cpu")
     sides = 2 if trainer == "dpo" else 1
     run = Run(recipe=recipe, ledger=Ledger(), dtype=torch.float32, model=str(path), model_path=path, say=lambda line: None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ftx.longest import longest_steps
 from ftx.measure import Measured, measure, resident, size_of
 from ftx.run import Run, RunDir, write_text
 
@@ -28,8 +29,9 @@ TIMED = 5
 class Peak(TrainerCallback):  # type: ignore[misc]
     """Measures the step of the longest batch and changes nothing in it; every other step pays for a hook that counts tokens.
 
-    Nobody knows beforehand which batch will be the longest, so each is measured that is longer than all before it: of n
-    random ones about ln n. The first step has no optimizer states yet, so the next one is measured whatever its length.
+    Which steps those may be is known when training begins (`longest_steps`), and they are measured if they are longer than all
+    that were; so is the first that has optimizer states, which a run that ends early has to show. Where it is not known, each
+    batch is measured that is longer than all before it: of n random ones about ln n.
 
     plan.json has what is known since the last save, however the process ends; `checkpoint` is the one that it goes on from.
     """
@@ -45,16 +47,31 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         self.block: contextlib.ExitStack | None = None
         self.hook: Any = None
         self.working = True
+        self.looks: set[int] | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, train_dataloader: Any = None, **_: Any) -> None:
         if self.run.device == "cuda":
             import torch
 
             torch.cuda.reset_peak_memory_stats()
+        self.looks = self._worth_a_look(train_dataloader, args, state)
         self.model, self.began = model, time.monotonic()
         self.hook = model.register_forward_pre_hook(self._forward, with_kwargs=True)
 
+    def _worth_a_look(self, loader: Any, args: Any, state: Any) -> set[int] | None:
+        """Numbers of the steps that may be measured; None for all."""
+        accumulation, done, last = getattr(args, "gradient_accumulation_steps", 1), state.global_step, state.max_steps
+        stateful = done + (not done and last > 1)  # behind the first step of a run there are the optimizer's states
+        steps = {stateful + 1}
+        for after in (done, stateful):
+            found = longest_steps(loader, accumulation=accumulation, after=after, last=last)
+            if found is None:
+                return None
+            steps |= found
+        return steps
+
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        self.looking = self.working and (self.looks is None or state.global_step + 1 in self.looks)
         self.positions, self.batch, self.has_states = 0, 0, bool(self.steps) or bool(getattr(optimizer, "state", None))
         self.step_began = time.monotonic()
 
@@ -66,7 +83,7 @@ class Peak(TrainerCallback):  # type: ignore[misc]
             return
         size = max((one.numel() for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and not one.is_floating_point()), default=0)
         self.positions += size
-        if self.block is not None or (self.working and size > LONGER * self.longest):
+        if self.block is not None or (self.looking and size > LONGER * self.longest):
             self.batch = max(self.batch, size)
             if self.has_states:
                 self.longest = max(self.longest, size)

@@ -49,17 +49,40 @@ class Rows:
 
 
 def rows_of(encoded: Dataset) -> Rows:
-    """Lengths of an encoded split: `input_ids` and `labels`, or a pair of each for chosen and rejected."""
+    """Of an encoded split: `input_ids` and `labels`, or a pair of each for chosen and rejected."""
+    import numpy
+
     from ftx.encode import IGNORE
 
-    prefixes = [name.removesuffix("input_ids") for name in encoded.column_names if name.endswith("input_ids")]
-    lengths, supervised = [], []
-    for start in range(0, len(encoded), 1000):
-        part = encoded[start : start + 1000]
-        for number in range(len(part[f"{prefixes[0]}input_ids"])):
-            lengths.append(tuple(len(part[f"{prefix}input_ids"][number]) for prefix in prefixes))
-            supervised.append(sum(label != IGNORE for prefix in prefixes for label in part[f"{prefix}labels"][number][1:]))
-    return Rows(lengths, supervised)
+    supervised: list[int] = []
+    for columns in _columns(encoded, "labels"):
+        counts: Any = 0
+        for lists in columns:
+            ends = lists.value_lengths().to_numpy().cumsum()
+            first = numpy.minimum(numpy.concatenate([[0], ends[:-1]]) + 1, ends)  # a row's first token follows nothing
+            before = numpy.concatenate([[0], (lists.flatten().to_numpy() != IGNORE).cumsum()])
+            counts = counts + before[ends] - before[first]
+        supervised += counts.tolist()
+    return Rows(lengths_of(encoded), supervised)
+
+
+def lengths_of(encoded: Dataset) -> list[tuple[int, ...]]:
+    """Tokens of each sequence of each row. KeyError for a dataset without `input_ids`."""
+    found: list[tuple[int, ...]] = []
+    for columns in _columns(encoded, "input_ids"):
+        found += zip(*(lists.value_lengths().to_pylist() for lists in columns), strict=True)
+    return found
+
+
+def _columns(encoded: Dataset, ending: str) -> Iterator[list[Any]]:
+    """The columns whose name ends so, as pyarrow.ListArrays of some thousand rows at a time. KeyError where there is none."""
+    names = [name for name in encoded.column_names if name.endswith(ending)]
+    if not names:
+        raise KeyError(ending)
+    some = encoded.select_columns(names).with_format("arrow")
+    for start in range(0, len(some), 10_000):
+        table = some[start : start + 10_000]
+        yield [table[name].combine_chunks() for name in names]
 
 
 @dataclass(frozen=True)

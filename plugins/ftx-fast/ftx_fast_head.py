@@ -43,11 +43,15 @@ class TokenLogps(torch.autograd.Function):
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
             logits = logits_of(hidden[rows], used, bias)
-            total = logits.logsumexp(-1)
-            logps[rows] = logits.gather(-1, targets[rows, None])[:, 0] - total
+            highest = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, targets[rows, None])
+            total = logits.sub_(highest).exp_().sum(-1, keepdim=True)  # in place: what is as large as the logits is as dear as a product
+            logps[rows] = (chosen - highest - total.log())[:, 0]
             if along is not None:
-                probabilities = logits.sub_(total[:, None]).exp_().to(hidden.dtype)
+                probabilities = torch.mul(logits, total.reciprocal_(), out=used.new_empty(logits.shape))
                 along[rows] = used[targets[rows]] - probabilities @ used
+                del probabilities
+            del logits, total  # else they stand beside the next chunk's
         ctx.save_for_backward(*((hidden, weight, targets, bias, logps) if ctx.trains else ()), along)
         return logps
 
@@ -68,6 +72,7 @@ class TokenLogps(torch.autograd.Function):
             inner[torch.arange(len(inner), device=inner.device), targets[rows]] += 1
             inner *= grad[rows, None]
             dweight += (inner.to(hidden.dtype).mT @ hidden[rows]).float()
+            del inner
         return dhidden, dweight.to(ctx.dtype), None, None
 
 

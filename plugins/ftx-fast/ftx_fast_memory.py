@@ -92,10 +92,9 @@ def head(shape: Shape, *, compared: bool = False) -> int:
     """Bytes that the loss needs: hidden states and their gradients, one chunk of logits and what is made of it, and for a
     head that trains the gradient of its weight; `compared`: the KL to a reference is taken as well."""
     e = 2 if shape.autocast else shape.compute
-    rows, logits = chunk(shape), chunk(shape) * shape.vocabulary
-    more = shape.supervised > rows  # the logits of the chunk before are still there
+    logits = chunk(shape) * shape.vocabulary
     found = 2 * e * shape.supervised * shape.hidden
-    forward = logits * (12 if more else 8)
+    forward = logits * (4 + e)
     if e != (4 if shape.trains_base else shape.loaded):
         forward += e * shape.vocabulary * shape.hidden  # the weight in the dtype of the products
     if compared:
@@ -103,7 +102,7 @@ def head(shape: Shape, *, compared: bool = False) -> int:
         found += e * shape.supervised * shape.hidden
     if shape.trains_base:
         weight = 4 * shape.vocabulary * shape.hidden
-        forward = max(forward, weight + max(logits * (12 if more else 8), weight + logits * 4))
+        forward = max(forward, weight + max(logits * 8, weight + logits * 4))
     return found + forward
 
 
