@@ -32,6 +32,16 @@ def export(cli, run, *arguments):
     return cli("export", run, "--to", *arguments, "--prompts", "3")
 
 
+def test_the_probe_asks_without_tools():
+    from datasets import Dataset
+
+    from ftx.parity import questions
+
+    tools = [{"type": "function", "function": {"name": "add", "description": "adds"}}]
+    rows = Dataset.from_list([{**row, "tools": tools} for row in ROWS[:2]])
+    assert questions(rows, 5) == [[{"role": "user", "content": "What is 0?"}], [{"role": "user", "content": "What is 1?"}]]
+
+
 def test_an_export_and_what_lies_beside_it(cli, run):
     result = export(cli, run, "merged", "--json", "--data-licence", "CC0-1.0")
     assert result.exit_code == 0, result.stderr

@@ -272,6 +272,17 @@ def test_what_a_run_left_out_is_not_asked_when_it_is_evaluated_again(cli, toy_ru
     assert lines(tmp_path / "run" / "ledger.jsonl")[0]["file"] == str(tmp_path / "held.jsonl")
 
 
+def test_a_phase_says_which_questions_leave_no_room(tiny, capsys):
+    from ftx import models, pipeline
+    from ftx.console import Console
+
+    model, tokenizer = models.load_model(tiny, dtype=torch.float32, device="cpu"), models.load_tokenizer(tiny)
+    model.config.max_position_embeddings = 8
+    pipeline.generator(model, tokenizer, Console())(["a question that goes on and on"], max_new_tokens=1)
+    said = capsys.readouterr()
+    assert "1 of 1 prompts leave no room to answer" in said.out + said.err
+
+
 def test_an_evaluator_that_raises_costs_only_its_own_scores(cli, toy_run, small, tmp_path):
     result = cli(*toy_run("--eval-data", small["eval"], "--evaluator", "toys:Raising", "--evaluator", "toys:Equal"))
     assert result.exit_code == 1 and "evaluator 'toys:Raising' failed: the judge is on holiday" in result.stderr

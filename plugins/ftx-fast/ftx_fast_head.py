@@ -42,16 +42,10 @@ class TokenLogps(torch.autograd.Function):
         size = chunk_of(weight)
         for start in range(0, len(hidden), size):
             rows = slice(start, start + size)
-            logits = logits_of(hidden[rows], used, bias)
-            highest = logits.amax(-1, keepdim=True)
-            chosen = logits.gather(-1, targets[rows, None])
-            total = logits.sub_(highest).exp_().sum(-1, keepdim=True)  # in place: what is as large as the logits is as dear as a product
-            logps[rows] = (chosen - highest - total.log())[:, 0]
+            logps[rows], probabilities = softmax_of(hidden[rows], used, targets[rows], bias, write=along is not None)
             if along is not None:
-                probabilities = torch.mul(logits, total.reciprocal_(), out=used.new_empty(logits.shape))
                 along[rows] = used[targets[rows]] - probabilities @ used
-                del probabilities
-            del logits, total  # else they stand beside the next chunk's
+            del probabilities  # else they stand beside the next chunk's
         ctx.save_for_backward(*((hidden, weight, targets, bias, logps) if ctx.trains else ()), along)
         return logps
 
@@ -74,6 +68,21 @@ class TokenLogps(torch.autograd.Function):
             dweight += (inner.to(hidden.dtype).mT @ hidden[rows]).float()
             del inner
         return dhidden, dweight.to(ctx.dtype), None, None
+
+
+def softmax_of(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *, write: bool) -> tuple[Tensor, Tensor]:
+    """fp32 [n], log p(target), and with `write` the probabilities [n, vocabulary] in the dtype of the products."""
+    from ftx_fast_layers import kernels
+
+    if bias is None and hidden.is_cuda and (found := kernels("cuda")) is not None:
+        logits = hidden @ weight.mT
+        return found.logps_of(logits, targets, write=write), logits
+    logits = logits_of(hidden, weight, bias)
+    highest = logits.amax(-1, keepdim=True)
+    chosen = logits.gather(-1, targets[:, None])
+    total = logits.sub_(highest).exp_().sum(-1, keepdim=True)  # in place: a pass over the logits is not cheap beside a product
+    logps = (chosen - highest - total.log())[:, 0]
+    return logps, torch.mul(logits, total.reciprocal_(), out=weight.new_empty(logits.shape)) if write else logits
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

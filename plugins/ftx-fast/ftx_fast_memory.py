@@ -23,8 +23,6 @@ def shaped(shape: Shape, parts: Collection[str], *, packed: bool = False) -> Sha
     on = {part for part in parts if part not in ("products", "memory")}
     if shape.softcap:
         on -= {"head"}
-    if not cpu:
-        on -= {"layers"}
     lengths = shape.lengths
     padded = len(lengths) * max(lengths, default=0)
     pays = {"rows", "attention"} <= on and padded - sum(lengths) > PAYS * padded
@@ -94,7 +92,7 @@ def head(shape: Shape, *, compared: bool = False) -> int:
     e = 2 if shape.autocast else shape.compute
     logits = chunk(shape) * shape.vocabulary
     found = 2 * e * shape.supervised * shape.hidden
-    forward = logits * (4 + e)
+    forward = logits * (4 + e if shape.device == "cpu" else e)  # on a GPU a kernel writes the softmax over the logits
     if e != (4 if shape.trains_base else shape.loaded):
         forward += e * shape.vocabulary * shape.hidden  # the weight in the dtype of the products
     if compared:

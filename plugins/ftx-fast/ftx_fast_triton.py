@@ -1,4 +1,4 @@
-"""RMSNorm, rotary embedding and SwiGLU on a GPU, each as one kernel forward and one back; what is saved and rounded is as on a CPU.
+"""RMSNorm, rotary embedding, SwiGLU and the softmax of the head on a GPU, each as one kernel a pass; what is saved and rounded is as on a CPU.
 
 Statistics and everything within a kernel are fp32; a result is rounded where transformers' own rounds it. With TRITON_INTERPRET=1 the
 kernels run on a CPU, for tests.
@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 ELEMENTS = 1024
 #: The widest row that one program holds in its registers.
 WIDEST = 65536
+#: Logits of a row that one program of the head reads at once.
+PIECE = 4096
 
 
 def fits(size: int) -> bool:
@@ -94,6 +96,38 @@ def swiglu_backward(grad, gate, up, dgate, dup, count, BLOCK: tl.constexpr):
     sigmoid = tl.sigmoid(value)
     tl.store(dgate + at, (slope * other * sigmoid * (1.0 + value * (1.0 - sigmoid))).to(dgate.dtype.element_ty), mask=inside)
     tl.store(dup + at, (slope * value * sigmoid).to(dup.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def head_row(logits, targets, logps, size, BLOCK: tl.constexpr, WRITE: tl.constexpr):
+    """One row: its log-sum-exp in one pass (Milakov and Gimelshein, 2018, arXiv 1805.02867), in a second one its softmax over its logits."""
+    row = tl.program_id(0).to(tl.int64)
+    first = logits + row * size
+    highest = tl.full((), float("-inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    for at in range(0, size, BLOCK):
+        columns = at + tl.arange(0, BLOCK)
+        values = tl.load(first + columns, mask=columns < size, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(highest, tl.max(values, 0))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(values - higher), 0)
+        highest = higher
+    chosen = tl.load(first + tl.load(targets + row)).to(tl.float32)
+    tl.store(logps + row, chosen - highest - tl.log(total))
+    if WRITE:
+        tl.debug_barrier()  # every thread has read the target's logit before it is written over
+        for at in range(0, size, BLOCK):
+            columns = at + tl.arange(0, BLOCK)
+            inside = columns < size
+            values = tl.load(first + columns, mask=inside, other=float("-inf")).to(tl.float32)
+            tl.store(first + columns, (tl.exp(values - highest) / total).to(logits.dtype.element_ty), mask=inside)
+
+
+def logps_of(logits: Tensor, targets: Tensor, *, write: bool) -> Tensor:
+    """logits [n, vocabulary], contiguous, targets int64 [n] -> fp32 [n], log p(target); `write`: the logits become their softmax."""
+    logps = logits.new_empty(len(logits), dtype=torch.float32)
+    if len(logits):
+        head_row[(len(logits),)](logits, targets.contiguous(), logps, logits.shape[1], BLOCK=PIECE, WRITE=write)
+    return logps
 
 
 class RMSNorm(torch.autograd.Function):

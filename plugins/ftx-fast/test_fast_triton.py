@@ -1,4 +1,4 @@
-"""The kernels of norms, rotary embedding and SwiGLU: the numbers and gradients of the functions for a CPU.
+"""The kernels of norms, rotary embedding, SwiGLU and the head: the numbers and gradients of the functions for a CPU.
 
 Where there is a GPU they run on it; else in Triton's interpreter, which takes the same code a program at a time on a CPU.
 """
@@ -75,6 +75,39 @@ def test_rotary_of_expanded_rows():
 @pytest.mark.parametrize("shape", [(3, 7), (1100,), (2, 2, 600)])
 def test_swiglu(shape, dtype):
     near(both("SwiGLU", normal(*shape, dtype=dtype), normal(*shape, seed=1, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [7, fast.PIECE, fast.PIECE + 5, 3 * fast.PIECE - 1])
+def test_the_softmax_of_the_head(size, dtype):
+    """Rows whose largest logit is in any piece, and some that are far from 0."""
+    logits = normal(4, size, dtype=dtype) * 3 + torch.tensor([[0.0], [300.0], [-300.0], [0.0]], device=DEVICE).to(dtype)
+    logits[3, -1] = 40
+    targets = torch.tensor([0, size - 1, size // 2, 1], device=DEVICE)
+    wanted = logits.double().log_softmax(-1)
+    for write in (False, True):
+        given = logits.clone()
+        found = fast.logps_of(given, targets, write=write)
+        assert found.dtype is torch.float32 and torch.allclose(found.double(), wanted.gather(-1, targets[:, None])[:, 0], atol=1e-4)
+        assert torch.allclose(given.double(), wanted.exp(), atol=1e-6 if dtype is torch.float32 else 2**-9) if write else torch.equal(given, logits)
+    assert fast.logps_of(logits[:0], targets[:0], write=True).shape == (0,)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_head_on_a_gpu_is_that_of_a_cpu(dtype):
+    from ftx_fast_head import TokenLogps
+
+    hidden, weight = normal(300, 64, dtype=dtype), normal(5000, 64, seed=1, dtype=dtype)
+    targets, grads = torch.arange(300, device=DEVICE) * 7, []
+    for device in ("cpu", "cuda"):
+        given = hidden.detach().to(device, torch.float32 if device == "cpu" else dtype).requires_grad_()
+        out = TokenLogps.apply(given, weight.to(given), targets.to(device), None)
+        out.sum().backward()
+        grads.append((out.detach().cpu(), given.grad.float().cpu()))
+    bound = 1e-4 if dtype is torch.float32 else 2e-2
+    for exact, ours in zip(*grads, strict=True):
+        assert (ours - exact).norm() <= bound * exact.norm()
 
 
 @pytest.mark.gpu
