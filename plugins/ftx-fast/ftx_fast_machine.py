@@ -13,9 +13,9 @@ from torch import nn
 
 from ftx_fast_installed import Installed
 
-#: glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX; what training sets, glibc's defaults, and what glibc calls them where
+#: glibc's malloc.h: M_TRIM_THRESHOLD (-1: never), M_TOP_PAD, M_MMAP_MAX; what training sets, glibc's defaults, and what glibc calls them where
 #: they are set from outside.
-MALLOPT = ((-1, 2**31 - 1, 128 << 10, "trim_threshold"), (-2, 64 << 20, 0, "top_pad"), (-4, 0, 65536, "mmap_max"))
+MALLOPT = ((-1, -1, 128 << 10, "trim_threshold"), (-2, 64 << 20, 0, "top_pad"), (-4, 0, 65536, "mmap_max"))
 #: Allocators that take glibc's place when they are preloaded; mallopt would say nothing to them.
 OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 
