@@ -127,6 +127,8 @@ def read_with_transformers(path: Path, run: Any) -> TransformersReader:
         )
     except Exception as error:
         raise RunError(f"transformers cannot load what was exported: {first_line(error)}", "See it all with --traceback.") from error
+    if getattr(model, "is_quantized", False) and run.hooks is not None:
+        run.hooks.hook.model_loaded(model=model, run=run)  # its quantizer sees to it that the weights are read as they were written
     return TransformersReader(model.eval(), tokenizer, name=f"transformers {metadata.version('transformers')}", problems=loading_problems(info))
 
 

@@ -195,9 +195,9 @@ def test_four_bits_unpacked_to_bf16_no_further_from_fp32_than_peft(dora):
 
 
 def no_further(exact, model, device="cpu"):
-    """In sum over three batches; each gradient on its own is a matter of luck."""
+    """In sum over many batches; each gradient on its own is a matter of luck."""
     away = {"theirs": 0.0, "ours": 0.0}
-    for seed in range(3):
+    for seed in range(24):
         ids = torch.randint(60, (3, 11), generator=torch.Generator().manual_seed(seed)).to(device)
         _, truth = gradients(exact, ids)
         for side in away:
