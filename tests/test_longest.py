@@ -11,16 +11,15 @@ from datasets import Dataset
 from support import write_rows
 from torch.utils.data import DataLoader, RandomSampler
 
-from ftx.longest import longest_steps
+from ftx.longest import longest_of, sizes_of_steps
 
 LENGTHS = [3, 9, 4, 4, 1, 7, 2, 8, 5, 6]
 
 
-def loader_of(lengths, *, rows=2, shuffled=True, seedable=True, columns=("input_ids",)):
+def loader_of(lengths, *, seedable=True, columns=("input_ids",)):
     tokens = [[1] * length for length in lengths]
     dataset = Dataset.from_dict({name: tokens for name in columns})
-    sampler = RandomSampler(dataset) if shuffled else None
-    plain = DataLoader(dataset, batch_size=rows, sampler=sampler, collate_fn=lambda rows: [len(row["input_ids"]) for row in rows])
+    plain = DataLoader(dataset, batch_size=2, sampler=RandomSampler(dataset), collate_fn=lambda rows: [len(row["input_ids"]) for row in rows])
     settings = DataLoaderConfiguration(use_seedable_sampler=seedable, data_seed=5)
     return Accelerator(cpu=True, dataloader_config=settings).prepare(plain)
 
@@ -44,21 +43,23 @@ def test_they_are_those_that_come(accumulation, after):
     tokens = max(asked, key=lambda number: max(map(sum, steps[number])))
     padded = max(asked, key=lambda number: max(max(batch) * len(batch) for batch in steps[number]))
     loader = loader_of(LENGTHS)
-    assert longest_steps(loader, accumulation=accumulation, after=after, last=last) == {tokens + 1, padded + 1}
+    sizes = sizes_of_steps(loader, accumulation=accumulation, after=after, last=last)
+    assert list(sizes) == [number + 1 for number in asked] and longest_of(sizes) == {tokens + 1, padded + 1}
     assert steps_as_they_come(loader, 4, accumulation) == steps, "the order of the training is what it was"
 
 
 def test_pairs_count_with_both_sides():
     dataset = Dataset.from_dict({"chosen_input_ids": [[1] * 2, [1] * 5, [1]], "rejected_input_ids": [[1], [1], [1] * 4]})
     loader = Accelerator(cpu=True).prepare(DataLoader(dataset, batch_size=1))
-    assert longest_steps(loader, accumulation=1, after=0, last=3) == {2}
-    assert longest_steps(loader, accumulation=1, after=2, last=3) == {3}
-    assert longest_steps(loader, accumulation=1, after=3, last=3) == set()
+    assert sizes_of_steps(loader, accumulation=1, after=0, last=3) == {1: (3, 4), 2: (6, 10), 3: (5, 8)}
+    assert longest_of(sizes_of_steps(loader, accumulation=1, after=0, last=3)) == {2}
+    assert longest_of(sizes_of_steps(loader, accumulation=1, after=2, last=3)) == {3}
+    assert longest_of(sizes_of_steps(loader, accumulation=1, after=3, last=3)) == set()
 
 
 def test_an_order_that_nobody_knows_is_not_guessed():
     for loader in (None, loader_of(LENGTHS, seedable=False), loader_of(LENGTHS, columns=("text", "pixels")), iter([])):
-        assert longest_steps(loader, accumulation=1, after=0, last=5) is None
+        assert sizes_of_steps(loader, accumulation=1, after=0, last=5) is None
 
 
 def test_a_run_measures_its_longest_step_and_the_first_with_states(toy_run, tmp_path, cli, monkeypatch):

@@ -165,7 +165,8 @@ class Decoder:
         """[rows, vocabulary]: logits behind the last token."""
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        last = torch.tensor([ids.shape[1] - 1], device=ids.device)  # as a slice it would not be contiguous, and its head a product for each row
+        # behind a prompt a slice of the last one would not be contiguous, and its head a product for each row
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device) if ids.shape[1] > 1 else 1
         out = self.model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
         if cache.get_seq_length() != mask.shape[1] or len(cache.layers) != self.layers:
             raise Unfit  # virtual tokens in front, or layers that keep something else

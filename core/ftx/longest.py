@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def longest_steps(loader: Any, *, accumulation: int, after: int, last: int) -> set[int] | None:
-    """Numbers (from 1) of the steps behind `after`, up to `last`, that hold the batch with the most tokens, and the one with the
-    most positions once it is padded; the first of several. None where a DataLoader does not tell: rows of unknown length, an
-    order that hangs on whatever drew random numbers before, several processes. It is left as it was.
+def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> dict[int, tuple[int, int]] | None:
+    """Of each step (numbered from 1) behind `after`, up to `last`: the most tokens of a batch, and the most positions of one that is
+    padded. None where a DataLoader does not tell: rows of unknown length, an order that hangs on whatever drew random numbers
+    before, several processes. It is left as it was.
     """
     from accelerate.data_loader import SeedableRandomSampler
     from torch.utils.data import BatchSampler, SequentialSampler
@@ -25,15 +25,22 @@ def longest_steps(loader: Any, *, accumulation: int, after: int, last: int) -> s
     except (AttributeError, KeyError, TypeError, IndexError):
         return None
     steps = math.ceil(len(batches) / accumulation)
-    tokens, padded = (0, 0), (0, 0)  # the most, and the number of its step with a minus: of equals the first wins
+    found: dict[int, tuple[int, int]] = {}
     for epoch in range(after // steps, math.ceil(last / steps)):
         for number, batch in enumerate(epoch_of(batches, epoch)):
             step = epoch * steps + number // accumulation + 1
-            if after < step <= last:
+            if step > last:
+                break
+            if step > after:
                 sequences = [length for row in batch for length in lengths[row]]
-                tokens = max(tokens, (sum(sequences), -step))
-                padded = max(padded, (max(sequences) * len(sequences), -step))
-    return {-step for _, step in (tokens, padded) if step}
+                tokens, padded = found.get(step, (0, 0))
+                found[step] = max(tokens, sum(sequences)), max(padded, max(sequences) * len(sequences))
+    return found
+
+
+def longest_of(sizes: dict[int, tuple[int, int]]) -> set[int]:
+    """The steps that are the longest by tokens and by positions; of equals the first."""
+    return {max(sizes, key=lambda step: sizes[step][which]) for which in (0, 1)} if sizes else set()
 
 
 def epoch_of(batches: Any, epoch: int) -> Iterator[list[int]]:

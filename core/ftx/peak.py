@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ftx.longest import longest_steps
+from ftx.longest import longest_of, sizes_of_steps
 from ftx.measure import Measured, measure, resident, size_of
 from ftx.run import Run, RunDir, write_text
 
@@ -29,7 +29,7 @@ TIMED = 5
 class Peak(TrainerCallback):  # type: ignore[misc]
     """Measures the step of the longest batch and changes nothing in it; every other step pays for a hook that counts tokens.
 
-    Which steps those may be is known when training begins (`longest_steps`), and they are measured if they are longer than all
+    Which steps those may be is known when training begins (`ftx.longest`), and they are measured if they are longer than all
     that were; so is the first that has optimizer states, which a run that ends early has to show. Where it is not known, each
     batch is measured that is longer than all before it: of n random ones about ln n.
 
@@ -62,13 +62,11 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         """Numbers of the steps that may be measured; None for all."""
         accumulation, done, last = getattr(args, "gradient_accumulation_steps", 1), state.global_step, state.max_steps
         stateful = done + (not done and last > 1)  # behind the first step of a run there are the optimizer's states
-        steps = {stateful + 1}
-        for after in (done, stateful):
-            found = longest_steps(loader, accumulation=accumulation, after=after, last=last)
-            if found is None:
-                return None
-            steps |= found
-        return steps
+        sizes = sizes_of_steps(loader, accumulation=accumulation, after=done, last=last)
+        if sizes is None:
+            return None
+        with_states = {step: size for step, size in sizes.items() if step > stateful}
+        return {stateful + 1, *longest_of(sizes), *longest_of(with_states)}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         self.looking = self.working and (self.looks is None or state.global_step + 1 in self.looks)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ftx import hookimpl, models, option, plugin
 from ftx.errors import RunError, first_line
 from ftx.export import Departure, Exported
-from ftx.parity import ROUNDED, TransformersReader
+from ftx.parity import ROUNDED, TransformersReader, as_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -194,6 +194,7 @@ def read_adapter(path: Path, run: Run) -> TransformersReader:
         base = AutoModelForCausalLM.from_pretrained(
             str(run.model_path), dtype=run.dtype, device_map={"": run.device}, use_safetensors=True, quantization_config=config
         )
+        as_written(base, run)
         model = PeftModel.from_pretrained(base, str(path), torch_device=run.device)
         base.generation_config = GenerationConfig.from_pretrained(str(path))
     except Exception as error:

@@ -220,7 +220,7 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def note_token(self):
-        if self.path.startswith("/api/"):  # a client of another test may still ask at a port that it knew
+        if self.path.startswith("/api/"):  # others wait for a server of theirs at a port that was free a moment ago
             self.server.got["tokens"].add(self.headers.get("Authorization"))
 
     def do_GET(self):

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from ftx_fast_installed import Installed
+from ftx_fast_layers import kernels
 
 #: Logits computed at once. On a CPU some 128 rows of 49,152 (25 MB in fp32: the last cache); a GPU wants larger products.
 ELEMENTS = {"cpu": 6 << 20, "cuda": 1 << 28}
@@ -72,8 +73,6 @@ class TokenLogps(torch.autograd.Function):
 
 def softmax_of(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *, write: bool) -> tuple[Tensor, Tensor]:
     """fp32 [n], log p(target), and with `write` the probabilities [n, vocabulary] in the dtype of the products."""
-    from ftx_fast_layers import kernels
-
     if bias is None and hidden.is_cuda and (found := kernels("cuda")) is not None:
         logits = hidden @ weight.mT
         return found.logps_of(logits, targets, write=write), logits
@@ -81,7 +80,7 @@ def softmax_of(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     highest = logits.amax(-1, keepdim=True)
     chosen = logits.gather(-1, targets[:, None])
     total = logits.sub_(highest).exp_().sum(-1, keepdim=True)  # in place: a pass over the logits is not cheap beside a product
-    logps = (chosen - highest - total.log())[:, 0]
+    logps = (chosen - total.log().add_(highest))[:, 0]  # the log-sum-exp first, as torch rounds it
     return logps, torch.mul(logits, total.reciprocal_(), out=weight.new_empty(logits.shape)) if write else logits
 
 

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from run import measure, processor, replace, step_of, write_data
+from run import command, measure, processor, replace, step_of, write_data
 
 from ftx_fast import PARTS
 
@@ -57,7 +57,7 @@ def main() -> None:
     replace(
         MARKS,
         [
-            f"`python tests/benchmarks/levers.py`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores: LoRA on snips, 16 rows a step,",
+            f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores: LoRA on snips, 16 rows a step,",
             f"{asked.repeats} runs of {asked.steps} steps each, in turns; off takes {statistics.median(map(step_of, found['off'])):.2f} s a step.",
             "",
             "| part | | a step is faster with it alone | a step is slower without it alone | MiB above load, it alone |",

@@ -16,6 +16,7 @@ import importlib.metadata as metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -92,21 +93,28 @@ def main() -> None:
             kind, adapter, sides = known[name]
             if os.environ.get("FTX_BENCH_PEERS") and adapter in ("lora", "attention", "dora") and kind != "pairs":
                 sides = [*sides, "LLaMA-Factory"]
-            found[name] = {side: [] for side in sides}
             try:
-                for repeat in range(asked.repeats):
-                    for side in sides:
-                        work = Path(folder) / f"{name}-{side}-{repeat}".replace(" ", "").replace(",", "")
-                        found[name][side].append(measure(side, kind, adapter, files[kind], asked.steps, work))
-                        print(f"{name}: {side}: {step_of(found[name][side][-1]):.2f} s a step, loss {found[name][side][-1]['losses'][-1]:.4f}", flush=True)
+                found[name] = in_turns(name, sides, files[kind], Path(folder), asked)
             except SystemExit as failure:  # what was measured before, and what comes after, is kept
                 print(f"{name}: not measured: {failure}", file=sys.stderr)
                 failed.append(name)
-                del found[name]
         floors = {name: floor(sides["ftx"], known[name][1]) for name, sides in found.items() if known[name][:2] in (("snips", "lora"), ("alpaca", "lora"))}
     if found:
         write_page(found, floors, asked)
     sys.exit(f"not measured: {', '.join(failed)}" if failed else 0)
+
+
+def in_turns(name: str, sides: list[str], data: Path, folder: Path, asked: argparse.Namespace) -> dict[str, list[dict]]:
+    """The runs of each side of a workload. SystemExit where one of them fails."""
+    kind, adapter, _ = {**WORKLOADS, **MORE}[name]
+    found: dict[str, list[dict]] = {side: [] for side in sides}
+    for repeat in range(asked.repeats):
+        for side in sides:
+            work = folder / f"{name}-{side}-{repeat}".replace(" ", "").replace(",", "")
+            run = measure(side, kind, adapter, data, asked.steps, work)
+            found[side].append(run)
+            print(f"{name}: {side}: {step_of(run):.2f} s a step, loss {run['losses'][-1]:.4f}", flush=True)
+    return found
 
 
 def write_data(work: Path) -> dict[str, Path]:
@@ -250,7 +258,7 @@ def write_page(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ftx-core", "torch", "transformers", "trl", "peft"))
     machine = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds().items())
     text = [
-        f"`make bench{'-full' if asked.full else ''}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {versions}.",
+        f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {versions}.",
         f"Matrix products of 1200 x 576 x 1536 in GFLOP/s: {machine}. SmolLM2-135M-Instruct, rank 16, 16 rows (DPO: 2 pairs) a step,",
         f"{asked.repeats} runs of {asked.steps} steps each, in turns. Useful: tokens that are no padding, of all positions that go through the model.",
         "",
@@ -272,6 +280,11 @@ def write_page(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[
     }
     PICTURE.write_text(bars(values, "useful tokens a second"), encoding="utf-8")
     replace(MARKS, text)
+
+
+def command() -> str:
+    """What was asked for, as it is typed."""
+    return shlex.join(["python", f"tests/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def replace(marks: tuple[str, str], text: list[str]) -> None:
