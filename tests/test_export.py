@@ -187,3 +187,27 @@ def test_bf16_products_on_a_processor_without_them_are_its_own():
         assert all(one.dtype == torch.bfloat16 and torch.allclose(one, plain, rtol=2**-7, atol=1e-2) for one in ours)
         with torch.no_grad():
             weight.mul_(2)
+
+
+def test_a_shift_that_no_softmax_sees_is_not_held_against_an_export():
+    import torch
+
+    from ftx.parity import Agreement, Probe, agreement
+
+    said = torch.randn(5, 60, generator=torch.Generator().manual_seed(0))
+
+    class Says:
+        def __init__(self, logits):
+            self.given = logits
+
+        def logits(self, ids):
+            return self.given
+
+    def against(logits) -> Agreement:
+        return agreement(Says(logits), Probe([""], [""], [[1]], answers=[[2, 3, 4, 5, 6]], logits=[said]))
+
+    shifted = against(said + torch.tensor([3.0, -2.0, 0.0, 1.0, 7.0])[:, None])
+    assert shifted.share == 1 and shifted.largest_difference == pytest.approx(7) and shifted.largest_centred < 1e-5
+    one = said.clone()
+    one[2, 7] += 4
+    assert against(one).largest_centred == pytest.approx(4 * 59 / 60)

@@ -246,8 +246,8 @@ def _check(hooks: Hooks, path: Path, probe: parity.Probe, tokenizer: Any, least:
     if found.share < wanted:
         where = f"first in prompt {found.prompt + 1} at token {(found.position or 0) + 1}" if found.prompt is not None else ""
         wrong.append(f"{found.tokens} of {found.total} tokens agree ({found.share:.2%}), at least {wanted:.0%} are wanted, {where}")
-    if found.largest_difference > reader.bounds[1] * found.largest_logit:
-        wrong.append(f"a logit differs by {found.largest_difference:.3g}, and the largest is {found.largest_logit:.3g}")
+    if found.largest_centred > reader.bounds[1] * found.largest_logit:
+        wrong.append(f"a logit differs by {found.largest_centred:.3g} (less what all share), and the largest is {found.largest_logit:.3g}")
     report = {
         "reader": reader.name,
         "prompts": len(probe.ids),
