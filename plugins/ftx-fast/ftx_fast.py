@@ -24,6 +24,10 @@ PARTS = {
     "products": "fp32 products through the faster library, on a CPU",
     "memory": "freed memory kept between steps, on a CPU",
 }
+#: Parts that `auto` leaves out, for they want something of a run first: shapes that come again, time to compile.
+ASKED = {
+    "graphs": "the layers of a small model as CUDA graphs, on a GPU",
+}
 #: Parts that generation may gain from; attention over a cache and the choice of tokens are the generator's own. Not the products: few
 #: rows a step are half as fast through oneDNN, which packs each weight anew.
 GENERATING = ("layers", "lora")
@@ -32,17 +36,19 @@ SEPARABLE = {"full_attention", "sliding_attention"}
 
 
 def parts_of(fast: bool | str | Sequence[str]) -> list[str]:
-    """`auto`, `off` or a list of parts -> the parts; ValueError for another word. YAML reads a bare off as false."""
-    if fast in (True, "auto"):
-        return list(PARTS)
+    """`auto`, `off` or a list of parts -> the parts; ValueError for another word. In a list `auto` stands for all that it means.
+
+    YAML reads a bare off as false.
+    """
     if fast in (False, "off"):
         return []
-    names = [fast] if isinstance(fast, str) else list(fast)
+    names = [fast] if isinstance(fast, (str, bool)) else list(fast)
+    known = {**PARTS, **ASKED}
     for name in names:
-        if name not in PARTS:
-            near = difflib.get_close_matches(str(name), [*PARTS, "auto", "off"], n=1)
-            raise ValueError(f"fast: '{name}' is no part.{f' Did you mean {near[0]}?' if near else ''} auto, off, or some of: {', '.join(PARTS)}")
-    return names
+        if name not in (*known, True, "auto"):
+            near = difflib.get_close_matches(str(name), [*known, "auto", "off"], n=1)
+            raise ValueError(f"fast: '{name}' is no part.{f' Did you mean {near[0]}?' if near else ''} auto, off, or some of: {', '.join(known)}")
+    return list(dict.fromkeys(part for name in names for part in (PARTS if name in (True, "auto") else [name])))
 
 
 @dataclass
@@ -51,6 +57,9 @@ class Fast:
 
     head: Head | None = None
     joins: bool = False
+    multiple: int = 1
+    """The tokens of a joined batch are filled up to a multiple of this."""
+    graphs: bool = False
     installed: list[Installed] = field(default_factory=list)
 
     @property
@@ -65,21 +74,22 @@ class Fast:
     def undo(self) -> None:
         for one in reversed(self.installed):
             one.undo()
-        self.head, self.joins, self.installed = None, False, []
+        self.head, self.joins, self.multiple, self.graphs, self.installed = None, False, 1, False, []
 
     def joined(self, given: dict[str, Any], labels: Tensor, lengths: Sequence[int], fill: int) -> tuple[dict[str, Any], Tensor]:
         """The model's arguments and the labels with the batch's rows joined into one, where that is on and pays; else as they were."""
-        from ftx_fast_rows import MULTIPLE, join, pays
+        from ftx_fast_rows import join, pays
 
-        if not self.joins or not pays(lengths):
+        if not self.joins or not (self.graphs or pays(lengths)):
             return given, labels
-        one = join(given["input_ids"], labels, lengths, fill, MULTIPLE if labels.device.type == "cpu" else 1)
+        one = join(given["input_ids"], labels, lengths, fill, self.multiple)
         return {**given, **one.arguments()}, one.labels
 
 
 def install(model: nn.Module, parts: Sequence[str]) -> Fast:
     """Put the named parts on an adapted model; whatever does not apply is left as it was and named in `off`."""
     from ftx_fast_machine import fp32_products, keep_memory
+    from ftx_fast_rows import MULTIPLE
 
     fast = Fast()
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -91,9 +101,9 @@ def install(model: nn.Module, parts: Sequence[str]) -> Fast:
         if "attention" in parts:
             from ftx_fast_attention import install as attention
 
-            fast.installed.append(attention(model))
+            fast.installed.append(attention(model, flash="graphs" not in parts))
             if "rows" in parts and fast.installed[-1].on:
-                fast.joins = knows_segments(model)
+                fast.joins, fast.multiple = knows_segments(model), MULTIPLE if on_cpu else 1
                 fast.installed.append(rows(fast.joins))
         if "layers" in parts:
             from ftx_fast_layers import install as layers
@@ -108,6 +118,8 @@ def install(model: nn.Module, parts: Sequence[str]) -> Fast:
 
             fast.head, installed = head(model)
             fast.installed.append(installed)
+        if "graphs" in parts:  # the last: it holds what the others put on the layers
+            fast.installed.append(graphs(fast, on_cpu, model))
     except BaseException:
         fast.undo()
         raise
@@ -129,6 +141,20 @@ def rows(joins: bool) -> Installed:
 
     why = [] if joins else ["rows: the model is not told where a joined row begins"]
     return Installed(lambda: None, on=["rows joined into one where that saves padding"] if joins else [], off=why)
+
+
+def graphs(fast: Fast, on_cpu: bool, model: nn.Module) -> Installed:
+    from ftx_fast_installed import Installed
+
+    if on_cpu or not fast.joins:
+        why = "these are for a GPU" if on_cpu else "they want rows (and attention), for they are made for joined batches"
+        return Installed(lambda: None, off=[f"graphs: {why}"])
+    from ftx_fast_graphs import TOKENS, install
+
+    found = install(model)
+    if found.on:
+        fast.graphs, fast.multiple = True, TOKENS
+    return found
 
 
 def knows_segments(model: nn.Module) -> bool:

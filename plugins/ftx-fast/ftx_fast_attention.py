@@ -120,11 +120,18 @@ class Segments:
     """Where the segments of a flattened batch begin and end, and how they are batched. Stands in the place of a mask."""
 
     offsets: Tensor
-    """int32 [segments + 1], on the batch's device: 0, the ends of the segments."""
+    """int32 [segments + 1], on the batch's device: 0, the ends of the segments. Some may be empty."""
+    bound: int | None = None
+    """No segment is longer, where that is known without asking the device."""
 
     @cached_property
     def lengths(self) -> list[int]:
-        return self.offsets.diff().tolist()
+        """Of those that are not empty."""
+        return self.offsets.unique_consecutive().diff().tolist()
+
+    @property
+    def longest(self) -> int:
+        return self.bound or max(self.lengths)
 
     @cached_property
     def batches(self) -> list[tuple[int, int]]:
@@ -141,7 +148,7 @@ class Segments:
     def places(self) -> tuple[Tensor, Tensor]:
         """(the token at each place of the padded batches, the place of each token). A place of padding has its segment's last token."""
         order = sorted(range(len(self.lengths)), key=lambda number: -self.lengths[number])
-        starts, tokens, places = self.offsets.tolist(), [], torch.empty(sum(self.lengths), dtype=torch.long)
+        starts, tokens, places = self.offsets.unique_consecutive().tolist(), [], torch.empty(sum(self.lengths), dtype=torch.long)
         rows = iter(order)
         place = 0
         for count, longest in self.batches:
@@ -190,7 +197,7 @@ def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, scale: float, 
     if takes_varlen(query, key, value):
         from torch.nn.attention.varlen import varlen_attn
 
-        longest = max(segments.lengths)
+        longest = segments.longest
         window = (-1, 0)  # causal: everything to the left, nothing to the right
         out = varlen_attn(*flat, segments.offsets, segments.offsets, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1])
         return out.view(batch, length, heads, size)
@@ -256,8 +263,8 @@ def segment_numbers(function: Any) -> Tensor | None:
     return same.get("packed_sequence_mask") if order.get("mask_function") is causal_mask_function else None
 
 
-def install(model: nn.Module) -> Installed:
-    """Let the transformers model in `model` use this attention, or flash-attention on a GPU that has it."""
+def install(model: nn.Module, flash: bool = True) -> Installed:
+    """Let the transformers model in `model` use this attention, or, with `flash`, flash-attention on a GPU that has it."""
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         return Installed(lambda: None, off=["attention: no transformers model"])
@@ -265,7 +272,7 @@ def install(model: nn.Module) -> Installed:
     if config._attn_implementation != "sdpa":
         return Installed(lambda: None, off=[f"attention: the model's own, {config._attn_implementation}"])
     parameter = next(inner.parameters())
-    flash = parameter.is_cuda and parameter.dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available()
+    flash = flash and parameter.is_cuda and parameter.dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available()
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
     configs = {id(one): one for module in inner.modules() for one in (getattr(module, "config", None),) if hasattr(one, "_attn_implementation")}

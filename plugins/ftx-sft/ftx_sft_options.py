@@ -72,7 +72,9 @@ class Training:
     dataloader_num_workers: int = option(0, "Processes that prepare batches; 0 does it in the main one.")
     dataloader_drop_last: bool = option(False, "Leave out the last batch of an epoch if it is not full.")
     fast: bool | list[str] | str = option(
-        "auto", "Exact shortcuts of ftx-fast: auto (all that apply), off, or some of head, attention, rows, layers, lora, products, memory."
+        "auto",
+        "Exact shortcuts of ftx-fast: auto (all that apply), off, or some of head, attention, rows, layers, lora, products, memory; "
+        "[auto,graphs]: all, and the layers of a small model as CUDA graphs.",
     )
     args: dict[str, Any] = option({}, "Any other field of TRL's config class, as trainer.args.NAME=VALUE.")
 
