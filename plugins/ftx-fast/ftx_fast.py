@@ -36,19 +36,19 @@ SEPARABLE = {"full_attention", "sliding_attention"}
 
 
 def parts_of(fast: bool | str | Sequence[str]) -> list[str]:
-    """`auto`, `off` or a list of parts -> the parts; ValueError for another word. In a list `auto` stands for all that it means.
+    """`auto`, `off` or a list of parts (or with commas) -> the parts; ValueError for another word. In a list `auto` stands for its parts.
 
     YAML reads a bare off as false.
     """
     if fast in (False, "off"):
         return []
-    names = [fast] if isinstance(fast, (str, bool)) else list(fast)
+    names = ["auto"] if fast is True else [name.strip() for name in fast.split(",")] if isinstance(fast, str) else list(fast)
     known = {**PARTS, **ASKED}
     for name in names:
-        if name not in (*known, True, "auto"):
+        if name not in (*known, "auto"):
             near = difflib.get_close_matches(str(name), [*known, "auto", "off"], n=1)
             raise ValueError(f"fast: '{name}' is no part.{f' Did you mean {near[0]}?' if near else ''} auto, off, or some of: {', '.join(known)}")
-    return list(dict.fromkeys(part for name in names for part in (PARTS if name in (True, "auto") else [name])))
+    return list(dict.fromkeys(part for name in names for part in (PARTS if name == "auto" else [name])))
 
 
 @dataclass

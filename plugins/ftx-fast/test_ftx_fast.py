@@ -9,7 +9,20 @@ from ftx.testing.tiny import tiny_model
 from ftx_fast import PARTS, install, parts_of
 
 
-@pytest.mark.parametrize(("asked", "parts"), [("auto", list(PARTS)), (True, list(PARTS)), ("off", []), (False, []), ("head", ["head"]), (["rows"], ["rows"])])
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        ("auto", list(PARTS)),
+        (True, list(PARTS)),
+        ("off", []),
+        (False, []),
+        ("head", ["head"]),
+        (["rows"], ["rows"]),
+        ("head, rows", ["head", "rows"]),
+        (["auto", "graphs"], [*PARTS, "graphs"]),
+        ("graphs,auto", ["graphs", *PARTS]),
+    ],
+)
 def test_what_is_asked_for(asked, parts):
     assert parts_of(asked) == parts
 

@@ -55,7 +55,7 @@ def main() -> None:
     lines = []
     for model, adapter, rows in [one for one in WORKLOADS if not asked.small or one[0] == "smollm2"]:
         found: dict[str, dict] = {}
-        for side in ("ftx", "TRL", "TRL tuned"):
+        for side in ("ftx", *(("ftx, graphs",) if model == "smollm2" else ()), "TRL", "TRL tuned"):
             command = [sys.executable, __file__, "--steps", str(asked.steps), "--length", str(asked.length), "--worker", side, model, adapter, str(rows)]
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
             if done.returncode:
@@ -63,7 +63,7 @@ def main() -> None:
                 lines.append(f"| {model}, {adapter} | {side} | failed: {why[:80]} | | | | |")
                 continue
             found[side] = one = json.loads(done.stdout.splitlines()[-1])
-            faster = "" if side == "ftx" or "ftx" not in found else f"{found['ftx']['rate'] / one['rate']:.2f} times"
+            faster = "" if side.startswith("ftx") or "ftx" not in found else f"{found['ftx']['rate'] / one['rate']:.2f} times"
             lines.append(f"| {model}, {adapter} | {side} | {one['rate']:,.0f} | {one['peak'] / 2**30:.1f} | {one['mfu']:.0%} | {faster} | {one['loss']:.3f} |")
             print(lines[-1], flush=True)
     replace(
@@ -120,7 +120,7 @@ def measured(side: str, name: str, adapter: str, rows: int, steps: int, length: 
         ids = torch.randint(100, 40000, (rows * steps, length), generator=generator).tolist()
         dataset = Dataset.from_dict({"input_ids": ids, "labels": ids})
         torch.cuda.reset_peak_memory_stats()
-        trainer = (ours if side == "ftx" else theirs)(side, path, adapter, rows, steps, dataset, tokenizer, clock, Path(folder))
+        trainer = (ours if side.startswith("ftx") else theirs)(side, path, adapter, rows, steps, dataset, tokenizer, clock, Path(folder))
         trainer.train()
         weights = sum(
             parameter.numel() * (2 if parameter.dtype is torch.uint8 else 1)  # two 4-bit numbers a byte
@@ -146,7 +146,7 @@ def ours(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
     from ftx.run import RunDir
 
     words = {"max_steps": steps, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "logging_steps": 1, "learning_rate": 2e-4}
-    words |= {"save_strategy": "no"}
+    words |= {"save_strategy": "no", "fast": "[auto,graphs]" if side == "ftx, graphs" else "auto"}
     assignments = tuple(f"trainer.{key}={value}" for key, value in words.items())
     recipe, hooks = resolve(merge({}, {"model": str(path), "data": "none", "adapter": adapter}, assignments), Catalogue())
     run = open_run(recipe, hooks, Console(quiet=True))
