@@ -377,6 +377,13 @@ def test_with_data_it_counts_tokens_steps_and_disk(tmp_path, data):
     assert "seconds" not in found, "no speed of this machine was measured"
 
 
+def test_an_adapter_that_trains_nothing_is_said(tmp_path):
+    model = str(tiny_model_dir(tmp_path / "model"))
+    for targets, said in (("q_proj", False), ("nothing.*", True)):
+        answer = run("plan", "--model", model, "--device", "cpu", "--adapter", "lora", "-o", f"adapter.target_modules={targets}")
+        assert answer.exit_code == 0 and ("note: nothing trains, as far as the plugins say" in answer.output) is said
+
+
 def test_without_weights_the_data_are_left_out(data):
     done = run("plan", "--model", "llama-3.1-8b", "--adapter", "qlora", "--data", str(data), "--device-memory", "80GB")
     assert done.exit_code == 0 and "planned without the data" in done.output and "training:" not in done.output

@@ -189,6 +189,8 @@ def report(planner: Planner, case: Case, made: list[Change], console: Console) -
         f"{case.recipe.model}: {shape.parameters:,} parameters, {shape.layers} layers; {', '.join(names)} on {machine.name or machine.device}; "
         f"trains {shape.trained:,}"
     )
+    if not shape.trained:
+        console.say("note: nothing trains, as far as the plugins say: see that the adapter's target_modules name modules of the model.")
     if not shape.known:
         console.say(f"note: the formulas are made for models of Llama's kind; for '{shape.model_type}' they are an estimate.")
     lengths = f"{len(shape.lengths)} sequences, the longest of {shape.longest} tokens" if len(shape.lengths) > 1 else f"one sequence of {shape.longest} tokens"

@@ -185,7 +185,7 @@ class Chat:
                     show(said[-1])
             except StopIteration as end:
                 if end.value:
-                    show(f" (cut at {self.max_new_tokens} tokens: /max N)")
+                    show(f" (cut at {self.max_new_tokens} tokens: /max N)" if end.value == "max_new_tokens" else " (cut: the model's context is full: /reset)")
                 elif not "".join(said).strip():
                     show("(an empty answer)")
             finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftx import models, pipeline
 from ftx.catalogue import Catalogue
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
 
+#: What cut an answer; None where it came to its end.
+Cut = Literal["max_new_tokens", "context"] | None
 #: Columns of answers by the names in use; a formatter's options that name one are called so too, with `_column` behind.
 ANSWERS = ("completion", "response", "answer", "output", "chosen", "rejected")
 
@@ -85,8 +88,8 @@ class Voices:
             )
         return self._loaded["tuned"], off
 
-    def answer(self, phase: str, prompt: str | Messages, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generator[str, None, bool]:
-        """The answer to a conversation in pieces, as they come; at its end, whether it was cut at `max_new_tokens`."""
+    def answer(self, phase: str, prompt: str | Messages, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generator[str, None, Cut]:
+        """The answer to a conversation in pieces, as they come; at its end, what cut it."""
         model, context = self.model(phase)
         with context:
             return (yield from stream(model, self.tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
@@ -100,10 +103,10 @@ def newest_run(folder: Path = Path("runs")) -> str:
     return str(max(found, key=lambda one: (one / "model").stat().st_mtime))
 
 
-def stream(model: Any, tokenizer: Any, prompt: str | Messages, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generator[str, None, bool]:
+def stream(model: Any, tokenizer: Any, prompt: str | Messages, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Generator[str, None, Cut]:
     """One answer piece by piece, greedy at temperature 0: then it is what `Generate` gives, token for token.
 
-    Its end says whether it was cut at `max_new_tokens`. A loop of its own, because transformers' streamers hold text back
+    Its end says what cut it: `max_new_tokens`, the end of the model's context, or nothing. A loop of its own, because transformers' streamers hold text back
     to the next space, and its `generate` goes by a checkpoint's own penalties. Above temperature 0 tokens are drawn with
     `seed`; no global random state is touched. RowError where the prompt leaves the model no room to answer.
     """
@@ -135,7 +138,7 @@ def stream(model: Any, tokenizer: Any, prompt: str | Messages, *, max_new_tokens
             said = whole
     if len(text) > len(said):
         yield text[len(said) :]
-    return len(answer) >= min(max_new_tokens, room)
+    return None if len(answer) < min(max_new_tokens, room) else "context" if room < max_new_tokens else "max_new_tokens"
 
 
 def _pick(logits: torch.Tensor, temperature: float, random: torch.Generator) -> int:
@@ -225,12 +228,24 @@ def _question(row: dict[str, Any], column: str, tokenizer: Any, raw: bool) -> di
     """A row that holds a prompt alone; a conversation may end with an answer, which is then the reference."""
     prompt = row.get(column)
     if isinstance(prompt, str) and prompt.strip():
-        return {"prompt": prompt if raw or not tokenizer.chat_template else [{"role": "user", "content": prompt}]}
+        return {"prompt": prompt if raw or not tokenizer.chat_template else _with_tools([{"role": "user", "content": prompt}], row)}
     if isinstance(prompt, list) and prompt and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in prompt):
         if prompt[-1]["role"] == "assistant" and len(prompt) > 1:
-            return {"prompt": prompt[:-1], "reference": prompt[-1]["content"]}
-        return {"prompt": prompt}
+            return {"prompt": _with_tools(prompt[:-1], row), "reference": prompt[-1]["content"]}
+        return {"prompt": _with_tools(prompt, row)}
     raise RowError(f"field '{column}' holds neither a text nor messages")
+
+
+def _with_tools(messages: Messages, row: dict[str, Any]) -> Messages:
+    """The question with the tools of a column `tools` (a list, or its JSON text) where `prompt_text` looks for them."""
+    tools = row.get("tools") or None
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+    except ValueError as error:
+        raise RowError(f"field 'tools' is no JSON: {error}") from error
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise RowError("field 'tools' must be a list of objects, or the JSON text of one")
+    return [{**messages[0], "tools": tools}, *messages[1:]] if tools else messages
 
 
 def check_output(output: Path, data: str) -> None:

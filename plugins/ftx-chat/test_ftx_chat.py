@@ -18,12 +18,14 @@ import pytest
 
 from ftx.catalogue import Catalogue
 from ftx.console import Console
+from ftx.encode import prompt_text
 from ftx.errors import DataError, ModelError, RecipeError, RowError
 from ftx.generate import Generate
 from ftx.testing import ftx, tiny_model_dir
 from ftx_chat_conversation import Conversation, clean, save_row
 from ftx_chat_voices import Voices, newest_run, stream
 
+TOOL = {"type": "function", "function": {"name": "clock", "description": "The time.", "parameters": {"type": "object", "properties": {}}}}
 QUESTIONS = ["what is 3?", "what is 17?", "who are you?"]
 
 
@@ -151,12 +153,15 @@ def test_characters_of_several_tokens_come_whole(voices):
     assert pieces == list(text)
 
 
-def test_the_end_says_whether_the_answer_was_cut(voices):
+@pytest.mark.parametrize(("room", "cut"), [(1000, "max_new_tokens"), (3, "max_new_tokens"), (2, "context")])
+def test_the_end_says_what_cut_the_answer(voices, monkeypatch, room, cut):
+    asks = len(voices.tokenizer(prompt_text(asked(QUESTIONS[0]), voices.tokenizer), add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr("ftx_chat_voices.context_length", lambda model: asks + room)
     pieces = voices.answer("base", asked(QUESTIONS[0]), max_new_tokens=3)
     with pytest.raises(StopIteration) as end:
         while True:
             next(pieces)
-    assert end.value.value is True
+    assert end.value.value == cut
 
 
 def test_a_conversation_too_long_for_the_model_is_refused(voices):
@@ -390,6 +395,8 @@ def test_answers_in_batch_beside_the_prompts(run, voices, tmp_path):
         ([{"prompt": "hello"}], [], asked("hello"), None),
         ([{"prompt": "hello"}], ["--raw"], "hello", None),
         ([{"messages": asked("hello")}], [], asked("hello"), None),
+        ([{"prompt": "hello", "tools": json.dumps([TOOL])}], [], [{**asked("hello")[0], "tools": [TOOL]}], None),
+        ([{"messages": asked("hello"), "tools": [TOOL]}], [], [{**asked("hello")[0], "tools": [TOOL]}], None),
         ([{"messages": [*asked("hello"), {"role": "assistant", "content": "Hi."}]}], [], asked("hello"), "Hi."),
         ([{"instruction": "hello", "output": "Hi."}], ["--formatter", "alpaca"], asked("hello"), "Hi."),
         ([{"q": "hello", "answer": "Hi."}], ["-o", "formatter.prompt_column=q", "--formatter", "completion"], "hello", "Hi."),
@@ -422,6 +429,13 @@ def test_one_bad_row_does_not_make_a_file_one_of_prompts_alone(run, tmp_path, ro
     answer = ftx("generate", run, "--data", write_rows(tmp_path / "in.jsonl", rows), "--output", tmp_path / "out.jsonl", *more)
     assert answer.exit_code == 2 and problem in answer.output
     assert "Prompts are taken alone only where no row has an answer" in answer.output and not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(("tools", "problem"), [("[{", "field 'tools' is no JSON"), ("[3]", "field 'tools' must be a list of objects")])
+def test_tools_that_are_none(run, tmp_path, tools, problem):
+    rows = write_rows(tmp_path / "in.jsonl", [{"prompt": "hello", "tools": tools}])
+    answer = ftx("generate", run, "--data", rows, "--output", tmp_path / "out.jsonl")
+    assert answer.exit_code == 2 and f"in.jsonl:1: {problem}" in answer.output
 
 
 def test_what_generate_refuses_leaves_nothing(run, tmp_path):

@@ -89,6 +89,7 @@ class Graphs:
     """By shape; None where it could not be recorded."""
     done: bool = False
     """Whether the first layer ran all of this pass."""
+    said: set[str] = field(default_factory=set)
     awaited: Callable[[], Awaited | None] = lambda: None
     """What waits for the gradient of the last pass, whose tensors lie where another replay would write."""
 
@@ -110,7 +111,10 @@ class Graphs:
     def graph_of(self, hidden: Tensor, kwargs: dict[str, Any]) -> Callable[..., Tensor] | None:
         """The graph for this pass; None where it is not a training pass over a joined batch."""
         segments, turns = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
-        training = torch.is_grad_enabled() and all(layer.training and not getattr(layer, "gradient_checkpointing", False) for layer in self.layers)
+        training = torch.is_grad_enabled() and all(layer.training for layer in self.layers)
+        if training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
+            self.say("activations are recomputed")
+            return None
         pending = (hook := self.awaited()) is not None and not hook.come
         more = any(value is not None for name, value in kwargs.items() if name not in KNOWN)
         if not training or pending or more or not isinstance(segments, Segments) or not isinstance(turns, tuple):
@@ -120,17 +124,24 @@ class Graphs:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         key = (*hidden.shape, hidden.dtype, hidden.requires_grad, turns[0].dtype, len(offsets), longest, autocast)
         if key not in self.known:
-            if len(self.known) == GRAPHS:
-                logger.info("not fast: graphs: more than %d shapes; the further ones run as without", GRAPHS)
-            self.known[key] = self.recorded(Body(self.layers, self.forwards, longest), (hidden, *turns, offsets)) if len(self.known) < GRAPHS else None
+            if len(self.known) >= GRAPHS:
+                self.say(f"more than {GRAPHS} shapes; the further ones run as without")
+                return None
+            self.known[key] = self.recorded(Body(self.layers, self.forwards, longest), (hidden, *turns, offsets))
         return self.known[key]
 
     def recorded(self, body: Body, given: tuple[Tensor, ...]) -> Callable[..., Tensor] | None:
         try:
             return self.capture(body, given)
         except RuntimeError as error:  # torch's, for whatever waits for the GPU or has gone out of memory
-            logger.info("not fast: graphs: %s", str(error).splitlines()[0])
+            self.say(str(error).splitlines()[0])
             return None
+
+    def say(self, why: str) -> None:
+        """What shows only in a forward pass, once."""
+        if why not in self.said:
+            self.said.add(why)
+            logger.info("not fast: graphs: %s", why)
 
 
 def filled_up(offsets: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def test_empty_segments_are_nothing():
     assert torch.equal(empty.mask(1), segments.mask(1))
 
 
-def test_what_is_no_training_pass_over_a_joined_batch_runs_as_ever(recorded):
+def test_what_is_no_training_pass_over_a_joined_batch_runs_as_ever(recorded, caplog):
     model, recorder = recorded
     one = batch(3, 9, 5)
     with torch.no_grad():
@@ -103,7 +103,9 @@ def test_what_is_no_training_pass_over_a_joined_batch_runs_as_ever(recorded):
     model(**(one.arguments() | {"use_cache": True}))
     model.enable_input_require_grads()
     model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
-    gradients(model, one)
+    with caplog.at_level("INFO", logger="ftx_fast_graphs"):
+        gradients(model, one, one)
+    assert caplog.messages == ["not fast: graphs: activations are recomputed"]
     model.base_model.model.gradient_checkpointing_disable()
     assert not recorder.recorded
     gradients(model, one)

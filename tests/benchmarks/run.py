@@ -102,7 +102,7 @@ def main() -> None:
             except SystemExit as failure:  # what was measured before, and what comes after, is kept
                 print(f"{name}: not measured: {failure}", file=sys.stderr)
                 failed.append(name)
-        floors = {name: floor(sides["ftx"], known[name][1]) for name, sides in found.items() if known[name][:2] in (("snips", "lora"), ("alpaca", "lora"))}
+        floors = {name: floor(sides["ftx"], known[name][1]) for name, sides in found.items() if name in ("snips, LoRA", "alpaca, LoRA")}
     if found:
         write_page(found, floors, asked)
     sys.exit(f"not measured: {', '.join(failed)}" if failed else 0)
