@@ -156,6 +156,11 @@ def tools_apart(prompt: str | Messages) -> tuple[str | Messages, Any]:
     return [{key: value for key, value in prompt[0].items() if key != "tools"}, *prompt[1:]], prompt[0]["tools"]
 
 
+def tools_onto(prompt: str | Messages, tools: Any) -> str | Messages:
+    """The way back from `tools_apart`: its first message carries the tools, if there are any; a string has no place for them."""
+    return [{**prompt[0], "tools": tools}, *prompt[1:]] if tools and prompt and not isinstance(prompt, str) else prompt
+
+
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids that end an answer: the end-of-sequence token and what the template writes behind an assistant's turn."""
     ends = {tokenizer.eos_token_id} - {None}
@@ -181,8 +186,7 @@ def question_and_reference(row: dict[str, Any]) -> tuple[str | Messages, str]:
     The first message of the question carries the row's tools under `tools`: `prompt_text` asks with them, as it was trained.
     """
     prompt, reference = _question_and_reference(row)
-    tools = row.get("tools")
-    return ([{**prompt[0], "tools": tools}, *prompt[1:]] if tools and prompt and not isinstance(prompt, str) else prompt), reference
+    return tools_onto(prompt, row.get("tools")), reference
 
 
 def _question_and_reference(row: dict[str, Any]) -> tuple[str | Messages, str]:

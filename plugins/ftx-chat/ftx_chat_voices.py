@@ -13,7 +13,7 @@ from ftx import models, pipeline
 from ftx.catalogue import Catalogue
 from ftx.console import Console
 from ftx.data import read_dataset
-from ftx.encode import Messages, end_tokens, own_ends, prompt_text, question_and_reference
+from ftx.encode import Messages, end_tokens, own_ends, prompt_text, question_and_reference, tools_onto
 from ftx.errors import DataError, ModelError, RecipeError, RowError
 from ftx.generate import context_length
 from ftx.prepare import check_rows
@@ -228,16 +228,16 @@ def _question(row: dict[str, Any], column: str, tokenizer: Any, raw: bool) -> di
     """A row that holds a prompt alone; a conversation may end with an answer, which is then the reference."""
     prompt = row.get(column)
     if isinstance(prompt, str) and prompt.strip():
-        return {"prompt": prompt if raw or not tokenizer.chat_template else _with_tools([{"role": "user", "content": prompt}], row)}
+        return {"prompt": prompt if raw or not tokenizer.chat_template else tools_onto([{"role": "user", "content": prompt}], _tools(row))}
     if isinstance(prompt, list) and prompt and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in prompt):
         if prompt[-1]["role"] == "assistant" and len(prompt) > 1:
-            return {"prompt": _with_tools(prompt[:-1], row), "reference": prompt[-1]["content"]}
-        return {"prompt": _with_tools(prompt, row)}
+            return {"prompt": tools_onto(prompt[:-1], _tools(row)), "reference": prompt[-1]["content"]}
+        return {"prompt": tools_onto(prompt, _tools(row))}
     raise RowError(f"field '{column}' holds neither a text nor messages")
 
 
-def _with_tools(messages: Messages, row: dict[str, Any]) -> Messages:
-    """The question with the tools of a column `tools` (a list, or its JSON text) where `prompt_text` looks for them."""
+def _tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What stands in a column `tools`: a list, or its JSON text."""
     tools = row.get("tools") or None
     try:
         tools = json.loads(tools) if isinstance(tools, str) else tools
@@ -245,7 +245,7 @@ def _with_tools(messages: Messages, row: dict[str, Any]) -> Messages:
         raise RowError(f"field 'tools' is no JSON: {error}") from error
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise RowError("field 'tools' must be a list of objects, or the JSON text of one")
-    return [{**messages[0], "tools": tools}, *messages[1:]] if tools else messages
+    return tools
 
 
 def check_output(output: Path, data: str) -> None:

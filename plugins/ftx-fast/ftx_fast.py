@@ -24,7 +24,7 @@ PARTS = {
     "products": "fp32 products through the faster library, on a CPU",
     "memory": "freed memory kept between steps, on a CPU",
 }
-#: Parts that `auto` leaves out, for they want something of a run first: shapes that come again, time to compile.
+#: Parts that `auto` leaves out, for they want something of a run first: shapes that come again.
 ASKED = {
     "graphs": "the layers of a small model as CUDA graphs, on a GPU",
 }

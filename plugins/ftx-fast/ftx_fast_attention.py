@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -125,9 +126,14 @@ class Segments:
     """No segment is longer, where that is known without asking the device."""
 
     @cached_property
+    def ends(self) -> list[int]:
+        """The offsets of those that are not empty."""
+        return self.offsets.unique_consecutive().tolist()
+
+    @cached_property
     def lengths(self) -> list[int]:
         """Of those that are not empty."""
-        return self.offsets.unique_consecutive().diff().tolist()
+        return [end - start for start, end in itertools.pairwise(self.ends)]
 
     @property
     def longest(self) -> int:
@@ -148,7 +154,7 @@ class Segments:
     def places(self) -> tuple[Tensor, Tensor]:
         """(the token at each place of the padded batches, the place of each token). A place of padding has its segment's last token."""
         order = sorted(range(len(self.lengths)), key=lambda number: -self.lengths[number])
-        starts, tokens, places = self.offsets.unique_consecutive().tolist(), [], torch.empty(sum(self.lengths), dtype=torch.long)
+        starts, tokens, places = self.ends, [], torch.empty(sum(self.lengths), dtype=torch.long)
         rows = iter(order)
         place = 0
         for count, longest in self.batches:

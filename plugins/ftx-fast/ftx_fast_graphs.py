@@ -98,18 +98,19 @@ class Graphs:
             if self.done:
                 return hidden
             return self.forwards[number](hidden, *args, **kwargs)
-        graph = None if args else self.graph_of(hidden, kwargs)
+        given = None if args else self.tensors_of(hidden, kwargs)
+        graph = self.graph_of(given, kwargs["attention_mask"]) if given is not None else None
         self.done = graph is not None
-        if graph is None:
+        if given is None or graph is None:
             return self.forwards[0](hidden, *args, **kwargs)
-        out = graph(hidden, *kwargs["position_embeddings"], filled_up(kwargs["attention_mask"].offsets))
+        out = graph(*given)
         hook = Awaited()
         out.register_hook(hook)  # who lives as long as the pass's part of the autograd graph
         self.awaited = weakref.ref(hook)
         return out
 
-    def graph_of(self, hidden: Tensor, kwargs: dict[str, Any]) -> Callable[..., Tensor] | None:
-        """The graph for this pass; None where it is not a training pass over a joined batch."""
+    def tensors_of(self, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
+        """What a Body is given for this pass; None where it is not a training pass over a joined batch."""
         segments, turns = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
         training = torch.is_grad_enabled() and all(layer.training for layer in self.layers)
         if training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
@@ -119,15 +120,19 @@ class Graphs:
         more = any(value is not None for name, value in kwargs.items() if name not in KNOWN)
         if not training or pending or more or not isinstance(segments, Segments) or not isinstance(turns, tuple):
             return None
-        offsets = filled_up(segments.offsets)
+        return hidden, *turns, filled_up(segments.offsets)
+
+    def graph_of(self, given: tuple[Tensor, ...], segments: Segments) -> Callable[..., Tensor] | None:
+        """The graph for tensors of these shapes; None where there is none."""
+        hidden, cos, _, offsets = given
         longest = -(-max(segments.lengths) // LONGEST) * LONGEST
         autocast = torch.is_autocast_enabled(hidden.device.type)
-        key = (*hidden.shape, hidden.dtype, hidden.requires_grad, turns[0].dtype, len(offsets), longest, autocast)
+        key = (*hidden.shape, hidden.dtype, hidden.requires_grad, cos.dtype, len(offsets), longest, autocast)
         if key not in self.known:
             if len(self.known) >= GRAPHS:
                 self.say(f"more than {GRAPHS} shapes; the further ones run as without")
                 return None
-            self.known[key] = self.recorded(Body(self.layers, self.forwards, longest), (hidden, *turns, offsets))
+            self.known[key] = self.recorded(Body(self.layers, self.forwards, longest), given)
         return self.known[key]
 
     def recorded(self, body: Body, given: tuple[Tensor, ...]) -> Callable[..., Tensor] | None:

@@ -79,6 +79,39 @@ def test_loss_and_gradients_are_those_of_the_plain_path(recorded):
     assert recorder.recorded[0] == [(1, TOKENS, 32), (1, TOKENS, 8), (1, TOKENS, 8), (SEGMENTS + 1,)]
 
 
+def test_gradients_that_lie_in_a_graphs_memory_are_not_written_over():
+    """A graph writes each replay's gradients where the last one's lay; autograd would take them for a parameter's own, and sum them twice."""
+
+    def capture(body, given):
+        trained = [parameter for parameter in body.parameters() if parameter.requires_grad]
+        memory = [torch.zeros_like(parameter) for parameter in trained]
+
+        class Replay(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *tensors):
+                with torch.enable_grad():
+                    ctx.out = body(*tensors[: len(given)])
+                return ctx.out.detach()
+
+            @staticmethod
+            def backward(ctx, grad):
+                for kept, found in zip(memory, torch.autograd.grad(ctx.out, trained, grad), strict=True):
+                    kept.copy_(found)
+                return *(None for _ in given), *(kept.detach() for kept in memory)
+
+        return lambda *tensors: Replay.apply(*tensors, *trained)
+
+    batches = [batch(3, 9, 5), batch(4, 6, seed=1)]
+    model = adapted()
+    installed = [ftx_fast_attention.install(model), ftx_fast_graphs.install(model, capture)]
+    _, found = gradients(model, *batches)
+    for one in reversed(installed):
+        one.undo()
+    _, wanted = gradients(adapted(), *batches)
+    for name, gradient in found.items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+
+
 def test_empty_segments_are_nothing():
     offsets = torch.tensor([0, 3, 12, 17, 256], dtype=torch.int32)
     padded = filled_up(offsets)
