@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from datasets import Dataset
 from shelf import install
 
 from ftx import activations
@@ -22,10 +23,11 @@ from ftx.errors import ModelError, OptionError
 from ftx.foresight import CONFIGS, config_of, what_fits
 from ftx.ledger import Ledger
 from ftx.machine import Machine, compute_bytes, parse_size
-from ftx.plan import Prediction, largest_packs, packed, predict, steps_of
-from ftx.planning import Planner, Rows, settle
+from ftx.plan import Prediction, predict, steps_of
+from ftx.planning import Planner, settle
 from ftx.recipe import Recipe, merge, resolve
 from ftx.recommended import recommended
+from ftx.rows import Rows, largest_batches, largest_packs, packed, prefix_of, rows_of
 from ftx.run import Run
 from ftx.shape import Shape, read_shape, shape_of
 from ftx.testing.tiny import tiny_model_dir
@@ -487,7 +489,6 @@ def test_the_docs_table_of_published_needs_is_what_the_plan_says():
 def trained_and_measured(directory: Path, wanted: Recipe, columns: dict[str, list], place: Path):
     """Two steps of the real trainer on encoded rows: (the run, the model, bytes that the second step adds as ftx.measure sees it)."""
     import torch
-    from datasets import Dataset
     from transformers import TrainerCallback
 
     from ftx import models
@@ -526,8 +527,9 @@ def of_two_steps(directory: Path, adapter: str, trainer: str, *options: str) -> 
     return merge({}, given, (*more, *options))
 
 
-def row_of(length: int, answer: int) -> tuple[list[int], list[int]]:
-    return [number % 900 for number in range(length)], [-100] * (length - answer) + [5] * answer
+def row_of(length: int, answer: int, number: int = 0, alike: int = 0) -> tuple[list[int], list[int]]:
+    """Tokens and labels of a row; those of another number differ from the place `alike` on."""
+    return [(place + number * (place >= alike)) % 900 for place in range(length)], [-100] * (length - answer) + [5] * answer
 
 
 def standing(plan: Prediction) -> int:
@@ -537,18 +539,53 @@ def standing(plan: Prediction) -> int:
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 @pytest.mark.parametrize(("adapter", "trainer"), [("full", "sft"), ("lora", "sft"), ("dora", "sft"), ("qlora", "sft"), ("lora", "dpo"), ("full", "dpo")])
 def test_the_peak_of_a_step_is_the_measured_one(adapter, trainer, checkpointing, tmp_path):
+    check_a_step(adapter, trainer, checkpointing, 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "trainer", "checkpointing"), [("lora", "sft", "false"), ("lora", "dpo", "false"), ("full", "sft", "true"), ("dora", "sft", "false")]
+)
+def test_the_peak_of_a_step_over_rows_that_begin_alike_is_the_measured_one(adapter, trainer, checkpointing, tmp_path):
+    plan = check_a_step(adapter, trainer, checkpointing, 40, tmp_path)
+    assert plan.shape.shared == 3 * 40 and plan.shape.tokens == -(-(4 * 95 - 3 * 40) // 32) * 32
+
+
+def check_a_step(adapter: str, trainer: str, checkpointing: str, alike: int, tmp_path: Path) -> Prediction:
     """The second step's peak on a small Llama, within 2 % of the plan's."""
     directory = tiny_model_dir(tmp_path / "model", **SMALL)
     rows, length, answer = 4 if trainer == "sft" else 2, 96, 48
     wanted = of_two_steps(directory, adapter, trainer, f"trainer.per_device_train_batch_size={rows}", f"trainer.gradient_checkpointing={checkpointing}")
     names = ["chosen_", "rejected_"] if trainer == "dpo" else [""]
-    columns = {f"{name}{what}": [value] * 8 for name in names for what, value in zip(("input_ids", "labels"), row_of(length, answer), strict=True)}
+    made = {name: [row_of(length, answer, 1 + len(names) * row + side, alike) for row in range(8)] for side, name in enumerate(names)}
+    columns = {f"{name}{what}": [row[place] for row in made[name]] for name in names for place, what in enumerate(("input_ids", "labels"))}
     live, model, added = trained_and_measured(directory, wanted, columns, tmp_path / "run")
-    shape = read_shape(directory).with_batch((length,) * rows * len(names), answer * rows * len(names))
-    plan = predict(live, live.hooks, shape)
+    found = rows_of(Dataset.from_dict(columns))
+    assert found.prefix == alike and found.alike == ([alike] * 8 if trainer == "dpo" else [])
+    plan = Planner(Catalogue(), live, Machine("cpu", None, True), directory, found).case(wanted).prediction
     assert plan.peak_memory == pytest.approx(standing(plan) + added, rel=0.02)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert plan.shape.trained == trained
+    return plan
+
+
+def test_what_rows_begin_with_alike():
+    ids = [[1, 2, 3, 4], [1, 2, 3], [1, 2, 9, 9, 9], [1, 2, 3, 4]]
+    assert prefix_of(Dataset.from_dict({"input_ids": ids})) == 2
+    assert prefix_of(Dataset.from_dict({"input_ids": [[7, 8]] * 3})) == 2
+    assert prefix_of(Dataset.from_dict({"input_ids": [[7, 8], [1]]})) == 0
+    pairs = Dataset.from_dict({"chosen_input_ids": ids, "rejected_input_ids": [[1, 2, 3, 5], [1, 2], [2], [1, 2, 3, 4]], "x": [0] * 4})
+    assert prefix_of(pairs) == 0
+    rows = rows_of(pairs.rename_column("x", "labels").remove_columns("labels").add_column("chosen_labels", ids).add_column("rejected_labels", ids))
+    assert rows.alike == [3, 2, 0, 4] and rows.lengths == [(4, 4), (3, 2), (5, 1), (4, 4)]
+
+
+def test_the_largest_batch_by_length_and_by_what_differs():
+    rows = Rows([(90, 90), (80, 70), (60, 60)], [9, 8, 7], alike=[85, 20, 0], prefix=0)
+    assert list(largest_batches(rows, 1)) == [((90, 90), 9, 85), ((80, 70), 8, 20)]
+    assert list(largest_batches(rows, 1, 50)) == [((50, 50), 9, 50), ((50, 50), 7, 0)]
+    one = Rows([(9,), (30,), (20,)], [1, 2, 3], prefix=5)
+    assert list(largest_batches(one, 2)) == [((30, 20), 5, 5)]
+    assert list(largest_batches(Rows([], []), 2)) == [((), 0, 0)]
 
 
 # ---- packed rows
@@ -572,7 +609,6 @@ def test_the_peak_of_a_packed_step_is_the_measured_one(fast, tmp_path):
 
 
 def test_packs_are_those_of_the_trainer():
-    from datasets import Dataset
     from trl import pack_dataset
 
     chosen = random.Random(3)

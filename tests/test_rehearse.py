@@ -14,9 +14,10 @@ from ftx.catalogue import Catalogue
 from ftx.ledger import Ledger
 from ftx.machine import Machine
 from ftx.peak import Peak
-from ftx.planning import Planner, Rows
+from ftx.planning import Planner
 from ftx.recipe import Choice, Recipe
 from ftx.rehearse import like, rehearse, trace
+from ftx.rows import Rows
 from ftx.run import Run
 from ftx_fast import PARTS
 

@@ -12,8 +12,9 @@ from ftx.errors import ModelError
 from ftx.hooks import Hooks
 from ftx.ledger import Ledger
 from ftx.machine import Machine, parse_size, said, this_machine
-from ftx.planning import AGAIN, MICRO, TIMES, Case, Change, Planner, Rows, refusal, rows_of, settle, with_options
+from ftx.planning import AGAIN, MICRO, TIMES, Case, Change, Planner, refusal, settle, with_options
 from ftx.recipe import Recipe, resolve
+from ftx.rows import Rows, rows_of
 from ftx.run import Run, RunDir
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def report(planner: Planner, case: Case, made: list[Change], console: Console) -
         console.say(f"note: the formulas are made for models of Llama's kind; for '{shape.model_type}' they are an estimate.")
     lengths = f"{len(shape.lengths)} sequences, the longest of {shape.longest} tokens" if len(shape.lengths) > 1 else f"one sequence of {shape.longest} tokens"
     lengths += f", joined to {shape.tokens} without padding" if shape.joined else ""
+    lengths += " and what they begin with alike once" if shape.shared else ""
     again = "recomputed" if shape.checkpointing else "kept"
     console.say(f"a forward pass: {lengths}; {shape.accumulation} a step; activations {again}")
     for change in made:

@@ -8,20 +8,20 @@ from typing import Any
 
 
 def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> dict[int, tuple[int, int]] | None:
-    """Of each step (numbered from 1) behind `after`, up to `last`: the most tokens of a batch, and the most positions of one that is
-    padded. None where a DataLoader does not tell: rows of unknown length, an order that hangs on whatever drew random numbers
-    before, several processes. It is left as it was.
+    """Of each step (numbered from 1) behind `after`, up to `last`: the most tokens of a batch (what a row's two sequences begin with alike
+    counts once), and the most positions of one that is padded. None where a DataLoader does not tell: rows of unknown length, an order
+    that hangs on whatever drew random numbers before, several processes. It is left as it was.
     """
     from accelerate.data_loader import SeedableRandomSampler
     from torch.utils.data import BatchSampler, SequentialSampler
 
-    from ftx.planning import lengths_of
+    from ftx.rows import alike_of, lengths_of
 
     batches: Any = getattr(loader, "batch_sampler", None)
     if type(batches) is not BatchSampler or type(batches.sampler) not in (SeedableRandomSampler, SequentialSampler) or not len(batches):
         return None
     try:
-        lengths = lengths_of(loader.dataset)
+        lengths, alike = lengths_of(loader.dataset), alike_of(loader.dataset)
     except (AttributeError, KeyError, TypeError, IndexError):
         return None
     steps = math.ceil(len(batches) / accumulation)
@@ -34,7 +34,8 @@ def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> 
             if step > after:
                 sequences = [length for row in batch for length in lengths[row]]
                 tokens, padded = found.get(step, (0, 0))
-                found[step] = max(tokens, sum(sequences)), max(padded, max(sequences) * len(sequences))
+                once = sum(sequences) - (sum(alike[row] for row in batch) if alike else 0)
+                found[step] = max(tokens, once), max(padded, max(sequences) * len(sequences))
     return found
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +19,6 @@ STANDING = ("weights", "adapter", "optimizer", "reference")
 KINDS = (*STANDING, "gradients", "activations", "head", "buffers")
 #: Rows and tokens of a batch of generation (ftx.generate).
 GENERATED_ROWS, GENERATED_TOKENS = 96, 16384
-#: Rows that TRL packs together, apart from the others: those of one batch of `datasets.map`.
-PACKED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +40,8 @@ class Prediction:
     disk: int | None = None
     seconds: float | None = None
     parts: dict[str, int] = field(default_factory=dict, repr=False)
+    asked: Shape = field(repr=False)
+    """The shape before the plugins said what they make of its batch."""
 
     @property
     def needed(self) -> int:
@@ -59,7 +57,7 @@ class Prediction:
 
 def predict(run: Run, hooks: Hooks, shape: Shape) -> Prediction:
     """The memory of a run on the batch that `shape` holds. Asks `plan_shape`, then `memory_use`, of every chosen plugin."""
-    shape = shaped(run, hooks, shape)
+    asked, shape = shape, shaped(run, hooks, shape)
     kinds = base_use(shape)
     for _, found in hooks.each("memory_use", shape=shape, run=run):
         for kind, size in (found or {}).items():
@@ -67,6 +65,7 @@ def predict(run: Run, hooks: Hooks, shape: Shape) -> Prediction:
     moment, at_peak = highest(shape, kinds)
     return Prediction(
         shape=shape,
+        asked=asked,
         peak_memory=sum(at_peak.values()),
         by_kind=at_peak,
         moment=moment,
@@ -132,44 +131,6 @@ def generating(run: Run, shape: Shape) -> int:
     rows = max(1, min(GENERATED_ROWS, GENERATED_TOKENS // max(1, width)))
     size: int = rows * (width * shape.layers * 2 * shape.keys * shape.compute + shape.vocabulary * (shape.compute + 4))
     return size
-
-
-# ---- from data
-
-
-def largest_batch(lengths: Sequence[Sequence[int]], supervised: Sequence[int], size: int) -> tuple[tuple[int, ...], int]:
-    """The `size` longest rows of the data, for its one forward pass that needs most -> lengths of their sequences, supervised positions.
-
-    `lengths`: of each row, the tokens of each of its sequences (DPO has two).
-    """
-    order = sorted(range(len(lengths)), key=lambda number: -max(lengths[number]))[:size]
-    return tuple(length for number in order for length in lengths[number]), sum(supervised[number] for number in order)
-
-
-def packed(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Numbers of the rows in each pack of at most `size` tokens, as TRL's `pack_dataset` makes them: of each 1,000 rows the
-    longest first, each into the fullest pack that has room for it."""
-    packs: list[list[int]] = []
-    for start in range(0, len(lengths), PACKED_AT_ONCE):
-        rooms: list[tuple[int, int]] = []  # (tokens left, pack), sorted
-        some = range(start, min(start + PACKED_AT_ONCE, len(lengths)))
-        for number in sorted((one for one in some if lengths[one]), key=lambda one: -lengths[one]):
-            at = bisect.bisect_left(rooms, (lengths[number], 0))
-            room, pack = rooms.pop(at) if at < len(rooms) else (size, len(packs))
-            if pack == len(packs):
-                packs.append([])
-            packs[pack].append(number)
-            bisect.insort(rooms, (room - lengths[number], pack))
-    return packs
-
-
-def largest_packs(lengths: Sequence[int], supervised: Sequence[int], size: int, pack: int) -> tuple[tuple[int, ...], int]:
-    """The `size` fullest packs of at most `pack` tokens -> lengths of the rows in them, and the most supervised positions of any `size` packs."""
-    lengths = [min(length, pack) for length in lengths]
-    packs = packed(lengths, pack)
-    fullest = sorted(packs, key=lambda numbers: -sum(lengths[number] for number in numbers))[:size]
-    counts = sorted(sum(supervised[number] for number in numbers) for numbers in packs)[-size:]
-    return tuple(lengths[number] for numbers in fullest for number in numbers), sum(counts)
 
 
 def steps_of(rows: int, options: dict[str, Any]) -> int:

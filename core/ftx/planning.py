@@ -15,14 +15,13 @@ from ftx.catalogue import Catalogue
 from ftx.errors import FtxError, first_line
 from ftx.hooks import Hooks
 from ftx.machine import Machine, compute_bytes, said
-from ftx.plan import Prediction, largest_batch, largest_packs, packed, predict, steps_of
+from ftx.plan import Prediction, predict, steps_of
 from ftx.recipe import Choice, Recipe, resolve
+from ftx.rows import Rows, largest_batches, largest_packs, packed
 from ftx.shape import Shape, read_shape
 from ftx.speed import known
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from ftx.run import Run
 
 log = logging.getLogger("ftx")
@@ -34,55 +33,6 @@ GRAIN, SHORTEST = 64, 128
 #: transformers' name of Adam with states in 8 bits, which bitsandbytes has for GPUs.
 SMALL_OPTIMIZER = "adamw_8bit"
 FALLBACK_LENGTH = 1024
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The training data as the plan needs it: of each row, the tokens of its sequences, and how many count in the loss."""
-
-    lengths: list[tuple[int, ...]]
-    supervised: list[int]
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(sum, self.lengths))
-
-
-def rows_of(encoded: Dataset) -> Rows:
-    """Of an encoded split: `input_ids` and `labels`, or a pair of each for chosen and rejected."""
-    import numpy
-
-    from ftx.encode import IGNORE
-
-    supervised: list[int] = []
-    for columns in _columns(encoded, "labels"):
-        counts: Any = 0
-        for lists in columns:
-            ends = lists.value_lengths().to_numpy().cumsum()
-            first = numpy.minimum(numpy.concatenate([[0], ends[:-1]]) + 1, ends)  # a row's first token follows nothing
-            before = numpy.concatenate([[0], (lists.flatten().to_numpy() != IGNORE).cumsum()])
-            counts = counts + before[ends] - before[first]
-        supervised += counts.tolist()
-    return Rows(lengths_of(encoded), supervised)
-
-
-def lengths_of(encoded: Dataset) -> list[tuple[int, ...]]:
-    """Tokens of each sequence of each row. KeyError for a dataset without `input_ids`."""
-    found: list[tuple[int, ...]] = []
-    for columns in _columns(encoded, "input_ids"):
-        found += zip(*(lists.value_lengths().to_pylist() for lists in columns), strict=True)
-    return found
-
-
-def _columns(encoded: Dataset, ending: str) -> Iterator[list[Any]]:
-    """The columns whose name ends so, as pyarrow.ListArrays of some thousand rows at a time. KeyError where there is none."""
-    names = [name for name in encoded.column_names if name.endswith(ending)]
-    if not names:
-        raise KeyError(ending)
-    some = encoded.select_columns(names).with_format("arrow")
-    for start in range(0, len(some), 10_000):
-        table = some[start : start + 10_000]
-        yield [table[name].combine_chunks() for name in names]
 
 
 @dataclass(frozen=True)
@@ -124,25 +74,28 @@ class Planner:
 
     def at(self, recipe: Recipe, hooks: Hooks, length: int | None = None) -> Prediction:
         """The prediction for a resolved recipe on rows of at most `length` tokens, if that is given."""
-        return predict(replace(self.run, recipe=recipe, hooks=hooks), hooks, self.shape(recipe, hooks, length))
+        run = replace(self.run, recipe=recipe, hooks=hooks)
+        return max((predict(run, hooks, shape) for shape in self.shapes(recipe, hooks, length)), key=lambda found: found.peak_memory)
 
     def longest(self, recipe: Recipe, hooks: Hooks, most: int) -> int:
         """The longest rows, up to `most` tokens, with which a resolved recipe fits; 0 if none do."""
         return longest_fitting(lambda length: self.has_room(self.at(recipe, hooks, length)), most)
 
-    def shape(self, recipe: Recipe, hooks: Hooks, length: int | None = None) -> Shape:
+    def shapes(self, recipe: Recipe, hooks: Hooks, length: int | None = None) -> Iterator[Shape]:
+        """The model with each batch that may need most."""
         size = compute_bytes(recipe.dtype, self.machine.device)
         shape = replace(self.model, device=self.machine.device, loaded=size, compute=size)
         options = _options(recipe)
         micro, longest = options.get(MICRO, 1), length or options.get(LENGTH)
-        if self.rows is not None:
-            if options.get(PACKING) and longest:
-                return shape.with_batch(*largest_packs([sum(row) for row in self.rows.lengths], self.rows.supervised, micro, longest))
-            cut = [tuple(min(one, longest or one) for one in lengths) for lengths in self.rows.lengths]
-            return shape.with_batch(*largest_batch(cut, self.rows.supervised, micro))
-        trainer = next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith("trainer:"))
-        length = longest or min(FALLBACK_LENGTH, shape.context or FALLBACK_LENGTH)
-        return shape.with_batch((length,) * micro * declared(type(trainer), "sequences"))
+        if self.rows is None:
+            trainer = next(plugin for key, plugin in hooks.list_name_plugin() if key.startswith("trainer:"))
+            length = longest or min(FALLBACK_LENGTH, shape.context or FALLBACK_LENGTH)
+            yield shape.with_batch((length,) * micro * declared(type(trainer), "sequences"))
+        elif options.get(PACKING) and longest:
+            yield shape.with_batch(*largest_packs([sum(row) for row in self.rows.lengths], self.rows.supervised, micro, longest))
+        else:
+            for lengths, supervised, shared in largest_batches(self.rows, micro, longest):
+                yield shape.with_batch(lengths, supervised, shared)
 
     @functools.cached_property
     def model(self) -> Shape:

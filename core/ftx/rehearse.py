@@ -76,9 +76,9 @@ def beside(planner: Planner, case: Case, console: Console, *, traced: bool, meas
 def typical(planner: Planner, case: Case) -> tuple[int, ...]:
     """Lengths of sequences for one pass that stand for the whole data: evenly spaced among the sorted ones."""
     if planner.rows is None:
-        return case.prediction.shape.lengths
+        return case.prediction.asked.lengths
     ordered = sorted(planner.rows.lengths, key=max)
-    count = max(1, len(case.prediction.shape.lengths) // len(ordered[0]))
+    count = max(1, len(case.prediction.asked.lengths) // len(ordered[0]))
     return tuple(length for number in range(count) for length in ordered[(2 * number + 1) * len(ordered) // (2 * count)])
 
 
@@ -138,22 +138,25 @@ def shortened(case: Case, steps: int, catalogue: Catalogue) -> tuple[Recipe, Hoo
 
 
 def like(case: Case, lengths: Sequence[int] = ()) -> Dataset:
-    """Encoded rows for the steps of a trial: of the lengths that the case was planned for, or of those given, with its share of supervised tokens."""
+    """Encoded rows for the steps of a trial: of the lengths that the case was planned for, or of those given, with its shares of
+    supervised tokens and of tokens that repeat another sequence's beginning."""
     from datasets import Dataset
 
-    shape, trainer = case.prediction.shape, next(plugin for key, plugin in case.hooks.list_name_plugin() if key.startswith("trainer:"))
-    prefixes = ["chosen_", "rejected_"] if declared(type(trainer), "sequences") == 2 else [""]
-    share = shape.supervised / max(1, sum(shape.lengths))
+    shape, trainer = case.prediction.asked, next(plugin for key, plugin in case.hooks.list_name_plugin() if key.startswith("trainer:"))
+    names = ["chosen_", "rejected_"] if declared(type(trainer), "sequences") == 2 else [""]
+    wanted, share = lengths or shape.lengths, shape.supervised / max(1, sum(shape.lengths))
+    each, more = divmod(shape.shared, max(1, len(wanted) - 1))
     rows: list[dict[str, Any]] = []
-    wanted = lengths or shape.lengths
-    for start in range(0, len(wanted), len(prefixes)):
-        row: dict[str, Any] = {}
-        for prefix, length in zip(prefixes, wanted[start:], strict=False):
-            counted = max(1, round(share * length))
-            row[f"{prefix}input_ids"] = [(start + place) % (shape.vocabulary - 3) + 3 for place in range(length)]
-            row[f"{prefix}labels"] = [-100] * (length - counted) + row[f"{prefix}input_ids"][length - counted :]
-        rows.append(row)
-    return Dataset.from_list(rows * min(2, shape.accumulation))
+    for copy in range(min(2, case.prediction.shape.accumulation)):
+        for first in range(0, len(wanted), len(names)):
+            row: dict[str, Any] = {}
+            for number, (name, length) in enumerate(zip(names, wanted[first:], strict=False), first):
+                counted, alike = max(1, round(share * length)), each + (number <= more)
+                begins = [0 if place < alike else 1 + copy * len(wanted) + number for place in range(length)]  # no two sequences go on alike
+                ids = [(begin + place) % (shape.vocabulary - 3) + 3 for place, begin in enumerate(begins)]
+                row |= {f"{name}input_ids": ids, f"{name}labels": [-100] * (length - counted) + ids[length - counted :]}
+            rows.append(row)
+    return Dataset.from_list(rows)
 
 
 def hollow_model(path: Path, dtype: Any, quantization: Any = None) -> Any:

@@ -69,6 +69,8 @@ class Shape:
     """Tokens of each sequence of the largest forward pass."""
     supervised: int = 2048
     """Positions of it whose next token counts in the loss."""
+    shared: int = 0
+    """Positions of it that repeat what another sequence begins with. A trainer that computes them all says 0."""
     accumulation: int = 1
     checkpointing: bool = False
 
@@ -86,7 +88,9 @@ class Shape:
     fused: frozenset[str] = frozenset()
     """Parts of ftx-fast or the like by name, that a trainer puts on the model."""
     joined: bool = False
-    """The sequences are one row without padding."""
+    """The sequences are one row without padding, and without what is `shared`."""
+    dropout: bool = False
+    """Each row drops something of its own in training. The config or an adapter says so."""
     reference: bool = False
     """A trainer needs the starting model beside the one that trains, and the adapter cannot be switched off."""
 
@@ -95,7 +99,7 @@ class Shape:
     @property
     def tokens(self) -> int:
         """Positions of the largest forward pass, padding included."""
-        return sum(self.lengths) if self.joined else len(self.lengths) * max(self.lengths, default=0)
+        return sum(self.lengths) - self.shared if self.joined else len(self.lengths) * max(self.lengths, default=0)
 
     @property
     def longest(self) -> int:
@@ -154,9 +158,9 @@ class Shape:
         """Whether the formulas were made for this kind of model."""
         return self.model_type in KNOWN
 
-    def with_batch(self, lengths: tuple[int, ...], supervised: int | None = None) -> Shape:
+    def with_batch(self, lengths: tuple[int, ...], supervised: int | None = None, shared: int = 0) -> Shape:
         """The same with another largest batch; every token of it counts in the loss unless `supervised` says how many."""
-        return replace(self, lengths=lengths, supervised=sum(lengths) if supervised is None else supervised)
+        return replace(self, lengths=lengths, supervised=sum(lengths) if supervised is None else supervised, shared=shared)
 
 
 def read_shape(path: Path, **more: Any) -> Shape:
@@ -205,7 +209,8 @@ def shape_of(config: dict[str, Any], *, where: str = "the config", **more: Any) 
             "output_bias": bool(said) and kind != "qwen2",
             "mlp_bias": bool(config.get("mlp_bias", False)),
             "softcap": config.get("final_logit_softcapping") is not None,
-            "window": int(config.get("sliding_window") or 0),
+            "window": int(config.get("sliding_window") or 0) if config.get("use_sliding_window", True) else 0,
+            "dropout": any(isinstance(value, float) and value > 0 for name, value in config.items() if "dropout" in name or "pdrop" in name),
             "context": int(_find(config, "max_position_embeddings") or 0),
             **({"attention_bias": bool(said)} if said is not None else {}),
             **known,

@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer
 from ftx.encode import IGNORE
 from ftx.errors import PluginError, RunError
 from ftx_fast import Fast, install, parts_of
+from ftx_fast_prefixes import tree_of
 from ftx_fast_rows import lengths_of
 from ftx_sft_args import arguments
 from ftx_sft_loan import Loan, OnLoan, Supervised, autocasts, inner_model, needs_checkpointing
@@ -240,7 +241,9 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
             if output_router_logits:  # routers do not balance padding; elsewhere right padding needs no mask
                 given |= {"output_router_logits": True, "attention_mask": attention_mask}
             fast = self.frozen_fast if model is self.frozen else self.fast
-            found = self.supervised(model, given, labels, None if output_router_logits else lengths_of(attention_mask), fast)
+            lengths = None if output_router_logits else lengths_of(attention_mask)
+            tree = tree_of(input_ids, labels, lengths) if lengths is not None and fast.shares else None
+            found = self.supervised(model, given, labels, lengths, tree, fast)
             padded = torch.zeros(keep.shape, device=labels.device).masked_scatter(keep, found.logps())
             if keep_for_kl:
                 self._reference_found = found if self._log_kl else None

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
     from ftx_fast_head import Head
     from ftx_fast_installed import Installed
+    from ftx_fast_prefixes import Tree
 
 #: What each part does.
 PARTS = {
     "head": "the head only where there is a label, its gradient found in the forward pass",
     "attention": "causal attention without a mask",
     "rows": "rows joined into one sequence instead of padded (with attention)",
+    "prefixes": "what rows of a batch begin with alike computed once (with rows)",
     "layers": "norms, rotary embedding and SwiGLU as one function each",
     "lora": "LoRA and DoRA as one function a group of layers",
     "products": "fp32 products through the faster library, on a CPU",
@@ -59,6 +61,8 @@ class Fast:
     joins: bool = False
     multiple: int = 1
     """The tokens of a joined batch are filled up to a multiple of this."""
+    shares: bool = False
+    """Whether rows share what they begin with."""
     graphs: bool = False
     installed: list[Installed] = field(default_factory=list)
 
@@ -74,7 +78,7 @@ class Fast:
     def undo(self) -> None:
         for one in reversed(self.installed):
             one.undo()
-        self.head, self.joins, self.multiple, self.graphs, self.installed = None, False, 1, False, []
+        self.head, self.joins, self.multiple, self.shares, self.graphs, self.installed = None, False, 1, False, False, []
 
     def joined(self, given: dict[str, Any], labels: Tensor, lengths: Sequence[int], fill: int) -> tuple[dict[str, Any], Tensor]:
         """The model's arguments and the labels with the batch's rows joined into one, where that is on and pays; else as they were."""
@@ -84,6 +88,12 @@ class Fast:
             return given, labels
         one = join(given["input_ids"], labels, lengths, fill, self.multiple)
         return {**given, **one.arguments()}, one.labels
+
+    def grown(self, given: dict[str, Any], tree: Tree | None, fill: int) -> dict[str, Any] | None:
+        """The model's arguments with the batch's rows grown together where they begin alike, if that is on and pays."""
+        if not self.shares or tree is None or not tree.pays:
+            return None
+        return {**given, **tree.arguments(given["input_ids"], fill, self.multiple)}
 
 
 def install(model: nn.Module, parts: Sequence[str]) -> Fast:
@@ -100,11 +110,17 @@ def install(model: nn.Module, parts: Sequence[str]) -> Fast:
             fast.installed.append(fp32_products(model))
         if "attention" in parts:
             from ftx_fast_attention import install as attention
+            from ftx_fast_prefixes import install as prefixes
+            from ftx_fast_prefixes import unfit
 
-            fast.installed.append(attention(model, flash="graphs" not in parts))
+            shares = {"rows", "prefixes"} <= {*parts} and "graphs" not in parts
+            fast.installed.append(attention(model, flash="graphs" not in parts and not (shares and not unfit(model))))
             if "rows" in parts and fast.installed[-1].on:
                 fast.joins, fast.multiple = knows_segments(model), MULTIPLE if on_cpu else 1
                 fast.installed.append(rows(fast.joins))
+            if shares and fast.joins:
+                fast.installed.append(prefixes(model))
+                fast.shares = bool(fast.installed[-1].on)
         if "layers" in parts:
             from ftx_fast_layers import install as layers
 

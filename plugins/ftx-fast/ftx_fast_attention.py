@@ -20,6 +20,8 @@ from ftx_fast_installed import Installed
 
 #: The name under which transformers knows this attention.
 NAME = "ftx_fast"
+#: The argument of a model in which its attention gets the Segments of a tree of rows (ftx_fast_prefixes).
+ROWS = "ftx_fast_rows"
 #: Queries that are multiplied with their keys at once: shorter blocks skip more of what causality hides, longer ones
 #: need fewer calls. Forward and backward of 1776 tokens, 9 heads of 64 on 3 key heads, one Zen 4 core, bf16, in ms:
 #:      length   SDPA   32   48   64   96
@@ -124,6 +126,10 @@ class Segments:
     """int32 [segments + 1], on the batch's device: 0, the ends of the segments. Some may be empty."""
     bound: int | None = None
     """No segment is longer, where that is known without asking the device."""
+    nodes: Tensor | None = None
+    """Of rows that share what they begin with: int64 [tokens], where in the batch each token of the segments stands. None: one after another."""
+    owners: Tensor | None = None
+    """With `nodes`: int64 [length of the batch], a token of the segments that stands there."""
 
     @cached_property
     def ends(self) -> list[int]:
@@ -165,24 +171,75 @@ class Segments:
                 place += longest
         return torch.cat(tokens).to(self.offsets.device), places.to(self.offsets.device)
 
+    @cached_property
+    def spread(self) -> Spread:
+        """From the batch to the places of `batches`."""
+        tokens, places = self.places
+        return Spread(tokens, places) if self.nodes is None else self._through_nodes(tokens, places)
+
+    @cached_property
+    def branches(self) -> Spread:
+        """From a batch of `nodes` to the segments one after another."""
+        assert self.nodes is not None
+        each = torch.arange(len(self.nodes), device=self.nodes.device)
+        return self._through_nodes(each, each)
+
+    def _through_nodes(self, tokens: Tensor, places: Tensor) -> Spread:
+        assert self.nodes is not None and self.owners is not None
+        others = torch.ones_like(self.nodes, dtype=torch.bool)
+        others[self.owners] = False
+        again, number = self.nodes[others].unique(return_inverse=True)
+        return Spread(self.nodes[tokens], places[self.owners], places[others], again, number)
+
     def mask(self, batch: int) -> Tensor:
         """The same as a bool mask [batch, 1, length, length], for whatever cannot do without."""
         numbers = torch.repeat_interleave(self.offsets.diff().long()).view(batch, 1, -1)
         return (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)).tril_()
 
 
-class Spread(torch.autograd.Function):
-    """Tokens [n, ...] -> places [m, ...]. Backward takes each token's gradient from its own place: padding has none."""
+@dataclass(frozen=True)
+class Spread:
+    """How the n tokens of a batch are spread over the m places that attention works on. int64."""
+
+    tokens: Tensor
+    """[m]: the token at each place."""
+    own: Tensor
+    """[n]: the place from which a token's output is taken."""
+    others: Tensor | None = None
+    """[more]: the further places of tokens that stand at several, as keys and values of several rows; no padding."""
+    again: Tensor | None = None
+    """[some]: which tokens those are."""
+    number: Tensor | None = None
+    """[more]: which of them stands at each of `others`."""
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[n, ...] -> [m, ...]; the gradient is that of a token's own place, the only one whose output is used."""
+        return Placed.apply(x, self, False)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """[n, ...] -> [m, ...]; the gradient is the sum over a token's places. Padding has none."""
+        return Placed.apply(x, self, self.others is not None)
+
+
+class Placed(torch.autograd.Function):
+    """Tokens [n, ...] -> places [m, ...]; in the backward pass gradients of several places are added up in fp32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return x.index_select(0, tokens)
+    def forward(ctx: Any, x: Tensor, spread: Spread, adds: bool) -> Tensor:
+        ctx.spread, ctx.adds = spread, adds
+        return x.index_select(0, spread.tokens)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad.index_select(0, *ctx.saved_tensors), None, None
+        spread: Spread = ctx.spread
+        found = grad.index_select(0, spread.own)
+        if ctx.adds:
+            sums, more = found[spread.again].float(), grad.index_select(0, spread.others).float()
+            # on a GPU index_add_ adds in any order
+            sums = sums.index_put_((spread.number,), more, accumulate=True) if grad.is_cuda else sums.index_add_(0, spread.number, more)
+            found[spread.again] = sums.to(found.dtype)
+        return found, None, None
 
 
 def takes_varlen(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -203,18 +260,22 @@ def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, scale: float, 
     if takes_varlen(query, key, value):
         from torch.nn.attention.varlen import varlen_attn
 
+        spread = segments.branches if segments.nodes is not None else None
+        q, k, v = flat if spread is None else (spread.queries(flat[0]), spread.keys(flat[1]), spread.keys(flat[2]))
         longest = segments.longest
         window = (-1, 0)  # causal: everything to the left, nothing to the right
-        out = varlen_attn(*flat, segments.offsets, segments.offsets, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1])
-        return out.view(batch, length, heads, size)
-    tokens, places = segments.places
+        out = varlen_attn(q, k, v, segments.offsets, segments.offsets, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1])
+        return (out if spread is None else out.index_select(0, spread.own)).view(batch, length, heads, size)
+    spread = segments.spread
     sizes = [count * longest for count, longest in segments.batches]
-    spread = [Spread.apply(x, tokens, places).split(sizes) for x in flat]
+    placed = [x.split(sizes) for x in (spread.queries(flat[0]), spread.keys(flat[1]), spread.keys(flat[2]))]
     outs = []
-    for (count, longest), *rows in zip(segments.batches, *spread, strict=True):
+    for (count, longest), *rows in zip(segments.batches, *placed, strict=True):
         q, k, v = (x.view(count, longest, -1, size).transpose(1, 2) for x in rows)
+        if count == 1 < len(sizes):
+            k, v = k.clone(), v.clone()  # a view of one segment would keep all of them
         outs.append(causal(q, k, v, scale).reshape(count * longest, heads, size))
-    return torch.cat(outs).index_select(0, places).view(batch, length, heads, size)
+    return torch.cat(outs).index_select(0, spread.own).view(batch, length, heads, size)
 
 
 def attention(
@@ -229,6 +290,7 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls; -> ([batch, length, heads, size], None). SDPA wherever this is no plain causal attention."""
+    attention_mask = kwargs.pop(ROWS, attention_mask)  # what a mask was made from is not the whole of rows that share a beginning
     plain = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     same = query.shape[2] == key.shape[2] > 1 and query.shape[3] == key.shape[3] == value.shape[3] and query.shape[1] % key.shape[1] == 0
     known = not dropout and all(kwargs.get(name) is None for name in OTHERS)
@@ -241,7 +303,12 @@ def attention(
     if isinstance(attention_mask, Segments):
         if plain and same and known:
             return segment_by_segment(query, key, value, scale, attention_mask), None
-        attention_mask = attention_mask.mask(query.shape[0])
+        segments, attention_mask = attention_mask, attention_mask.mask(query.shape[0] if attention_mask.nodes is None else 1)
+        if segments.nodes is not None:
+            spread = segments.branches
+            query, key, value = (x.index_select(2, spread.tokens) for x in (query, key, value))
+            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
+            return out.index_select(1, spread.own), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ftx.shape import Shape
@@ -18,18 +18,28 @@ PAYS, MULTIPLE = 0.03, 32
 
 
 def shaped(shape: Shape, parts: Collection[str], *, packed: bool = False) -> Shape:
-    """The shape with those of the parts that apply to it, and its rows joined where that pays, or where the trainer has `packed` them."""
+    """The shape with those of the parts that apply to it, and its rows joined, or grown together where they begin alike, where that
+    pays, or where the trainer has `packed` them."""
     cpu = shape.device == "cpu"
     on = {part for part in parts if part not in ("products", "memory")}
     if shape.softcap:
         on -= {"head"}
-    lengths = shape.lengths
+    lengths, total = shape.lengths, sum(shape.lengths)
+    grows = {"prefixes", "rows", "attention"} <= on and "graphs" not in on and not (packed or shape.window or shape.dropout) and len(lengths) > 1
+    if grows and shape.shared + len(lengths) > PAYS * total:
+        seen = tuple(length - 1 for length in lengths)  # a row's last token predicts nothing
+        return replace(shape, fused=frozenset(on), joined=True, **filled(seen, min(shape.shared, (len(seen) - 1) * min(seen)), cpu))
     padded = len(lengths) * max(lengths, default=0)
     pays = {"rows", "attention"} <= on and padded - sum(lengths) > PAYS * padded
     joined = len(lengths) > 1 and (packed or pays)
-    if joined and not packed and cpu and -sum(lengths) % MULTIPLE:
-        lengths = (*lengths, -sum(lengths) % MULTIPLE)
-    return replace(shape, fused=frozenset(on), joined=joined, lengths=lengths)
+    own = filled(lengths, 0, cpu) if joined and not packed else {"lengths": lengths, "shared": 0}
+    return replace(shape, fused=frozenset(on), joined=joined, **own)
+
+
+def filled(lengths: tuple[int, ...], shared: int, cpu: bool) -> dict[str, Any]:
+    """Joined sequences with what they are filled up to a multiple of, which is one more."""
+    rest = -(sum(lengths) - shared) % MULTIPLE if cpu else 0
+    return {"lengths": (*lengths, rest) if rest else lengths, "shared": shared}
 
 
 def changes(shape: Shape) -> dict[str, int]:

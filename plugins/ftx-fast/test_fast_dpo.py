@@ -47,9 +47,14 @@ def gradients(model, fast, path):
     trainer.current_gradient_accumulation_steps = 1
     trainer.fast, trainer.frozen_fast = install(model, trainer.parts), install(trainer.frozen, trainer.parts)
     try:
-        parts = (trainer.fast.head is not None, trainer.fast.joins, trainer.frozen_fast.head is not None)
-        assert parts == ((True,) * 3 if fast == "auto" else (False,) * 3)
+        parts = (trainer.fast.head is not None, trainer.fast.joins, trainer.frozen_fast.head is not None, trainer.fast.shares)
+        assert parts == ((True,) * 4 if fast == "auto" else (False,) * 4)
+        positions = []
+        counting = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: positions.append(given[0].numel()))
         loss = trainer.training_step(model, batches[0], count).item()
+        counting.remove()
+        whole = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_input_ids"])
+        assert (min(positions) < 0.8 * whole) == (fast == "auto"), "what the two of a pair begin with is computed once"
     finally:
         trainer.frozen_fast.undo()
         trainer.fast.undo()

@@ -7,6 +7,7 @@ import torch
 
 from ftx.testing.tiny import tiny_model
 from ftx_fast import PARTS, install, parts_of
+from ftx_fast_prefixes import tree_of
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,10 @@ def test_nothing_asked_for_changes_nothing():
     assert fast.head is None and not fast.joins and not fast.on and not fast.off
 
 
+#: Parts that want others.
+WITH = {"rows": ["attention", "rows"], "prefixes": ["attention", "rows", "prefixes"]}
+
+
 @pytest.mark.parametrize("part", [*PARTS, "all"])
 def test_gradients_of_each_part_alone_and_of_all(part):
     """A whole step of LoRA: loss over supervised tokens, the gradient of every trained parameter as without the part."""
@@ -58,6 +63,7 @@ def test_gradients_of_each_part_alone_and_of_all(part):
     model = get_peft_model(tiny_model(), config)
     lengths = [3, 9, 5]
     ids = torch.randint(1, 60, (3, 9))
+    ids[:, :3] = ids[0, :3]
     labels = torch.where(torch.arange(9) < torch.tensor(lengths)[:, None], ids, -100)
 
     def step(parts):
@@ -70,11 +76,15 @@ def test_gradients_of_each_part_alone_and_of_all(part):
             keep = torch.zeros_like(wanted, dtype=torch.bool)
             keep[:, :-1] = wanted[:, 1:] != -100
             targets = wanted[:, 1:][keep[:, :-1]]
+            tree = tree_of(ids, labels, lengths)
+            grown = fast.grown({"input_ids": ids}, tree, 0)
+            assert (grown is not None) == (part in ("prefixes", "all") and bool(parts))
+            places = (0, tree.kept) if grown else keep
             if fast.head is None:
-                loss = torch.nn.functional.cross_entropy(model(**given).logits[keep], targets)
+                loss = torch.nn.functional.cross_entropy(model(**(grown or given)).logits[places], targets)
             else:
                 with fast.head.left_out():
-                    hidden = model(**given).logits[keep]
+                    hidden = model(**(grown or given)).logits[places]
                 loss = -fast.head.logps(hidden, targets).mean()
             loss.backward()
         finally:
@@ -82,7 +92,7 @@ def test_gradients_of_each_part_alone_and_of_all(part):
         return loss.detach(), {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
     wanted_loss, wanted = step([])
-    loss, got = step(list(PARTS) if part == "all" else ["attention", "rows"] if part == "rows" else [part])
+    loss, got = step(list(PARTS) if part == "all" else WITH.get(part, [part]))
     torch.testing.assert_close(loss, wanted_loss, rtol=1e-6, atol=0)
     assert got.keys() == wanted.keys() and len(got) > 8
     for name, gradient in got.items():

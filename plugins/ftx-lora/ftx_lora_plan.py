@@ -39,7 +39,8 @@ def shaped(adapter: LoRA, shape: Shape, *, dora: bool = False) -> Shape:
     trained += shape.vocabulary * shape.hidden * len({"lm_head", "embed_tokens"} & set(adapter.modules_to_save))
     if adapter.bias == "all":
         trained += shape.layers * shape.biases
-    return replace(shape, trained=trained, output_kept="o_proj" in found and not adapter.dropout)
+    drops = adapter.dropout > 0
+    return replace(shape, trained=trained, output_kept="o_proj" in found and not drops, dropout=shape.dropout or drops)
 
 
 def memory(adapter: LoRA, shape: Shape, *, dora: bool = False) -> dict[str, int]:

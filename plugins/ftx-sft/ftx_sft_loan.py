@@ -20,6 +20,7 @@ from ftx_sft_loss import kept_logits, next_is_supervised
 
 if TYPE_CHECKING:
     from ftx_fast_head import Head
+    from ftx_fast_prefixes import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class OnLoan:
         """Train, or go on from a checkpoint directory; the model object is afterwards as free of patches as before."""
         if resume_from_checkpoint is not None:
             self._resume_patience(Path(resume_from_checkpoint))
-        self.fast = install(self.model, self.parts)
+        noisy = getattr(self.args, "neftune_noise_alpha", None)  # of each row's own, as dropout is
+        self.fast = install(self.model, [part for part in self.parts if part != "prefixes" or not noisy])
         for line in self.fast.on:
             logger.info("fast: %s", line)
         for line in self.fast.off:
@@ -89,19 +91,26 @@ class OnLoan:
             self.fast.undo()
             self.loan.give_back()
 
-    def supervised(self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, fast: Fast | None = None) -> Supervised:
-        """Run the model over a batch, padded right (`lengths` of its rows) or packed (None), with the head where a token is supervised.
+    def supervised(
+        self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, tree: Tree | None = None, fast: Fast | None = None
+    ) -> Supervised:
+        """Run the model over a batch, padded right (`lengths` of its rows, `tree` of their tokens) or packed (None), with the head where a
+        token is supervised.
 
         `fast`: what is on `model`, if it is not the one that trains.
         """
         fast = fast or self.fast
-        fill = self.model.config.eos_token_id if lengths is not None else None
-        if lengths is not None:
-            given, labels = fast.joined(given, labels, lengths, fill if isinstance(fill, int) else 0)
+        end = self.model.config.eos_token_id
+        fill = end if isinstance(end, int) else 0
+        grown = fast.grown(given, tree, fill)
+        if grown is None and lengths is not None:
+            given, labels = fast.joined(given, labels, lengths, fill)
         keep = next_is_supervised(labels)
+        targets = labels[:, 1:][keep[:, :-1]]
+        if grown is not None and tree is not None:
+            given, keep = grown, tree.kept.to(labels.device)
         if self.masked_head:
             given = {**given, "logits_to_keep": keep}
-        targets = labels[:, 1:][keep[:, :-1]]
         if fast.head is None:
             outputs = model(**given)
             return Supervised(kept_logits(outputs.logits, keep), targets, None, outputs)

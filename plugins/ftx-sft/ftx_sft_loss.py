@@ -26,8 +26,11 @@ def supervised_tokens(labels: Tensor) -> int:
 def kept_logits(logits: Tensor, keep: Tensor) -> Tensor:
     """Logits of the kept positions, [kept, vocabulary], whether or not the model left out the others.
 
-    Full logits may be longer than `keep` at the front: prompt-tuning adapters put virtual tokens there.
+    `keep`: a mask [batch, length], or the places [kept] in one sequence. Full logits may be longer than a mask at the front:
+    prompt-tuning adapters put virtual tokens there.
     """
+    if keep.dim() == 1:
+        return logits[0] if logits.shape[1] == len(keep) else logits[0].index_select(0, keep)
     return logits[:, -keep.shape[1] :][keep] if logits.dim() == 3 else logits
 
 

@@ -73,7 +73,7 @@ class Training:
     dataloader_drop_last: bool = option(False, "Leave out the last batch of an epoch if it is not full.")
     fast: bool | list[str] | str = option(
         "auto",
-        "Exact shortcuts of ftx-fast: auto (all that apply), off, or some of head, attention, rows, layers, lora, products, memory; "
+        "Exact shortcuts of ftx-fast: auto (all that apply), off, or some of head, attention, rows, prefixes, layers, lora, products, memory; "
         "[auto,graphs]: all, and the layers of a small model as CUDA graphs.",
     )
     args: dict[str, Any] = option({}, "Any other field of TRL's config class, as trainer.args.NAME=VALUE.")

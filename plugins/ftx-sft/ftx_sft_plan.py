@@ -44,6 +44,7 @@ def shaped(options: Training, shape: Shape) -> Shape:
         residual=4 if autocast else shape.residual,
         accumulation=options.gradient_accumulation_steps,
         checkpointing=bool(options.gradient_checkpointing),
+        dropout=shape.dropout or bool(options.args.get("neftune_noise_alpha")),
     )
     return fast.shaped(shape, parts_of(options.fast), packed=getattr(options, "packing", False))
 

@@ -17,6 +17,7 @@ from ftx.columns import lengths
 from ftx.encode import IGNORE
 from ftx.errors import RunError
 from ftx_fast import parts_of
+from ftx_fast_prefixes import tree_of
 from ftx_sft_args import arguments
 from ftx_sft_loan import Loan, OnLoan, Supervised, autocasts, inner_model, needs_checkpointing
 from ftx_sft_loss import kept_logits, next_is_supervised, supervised_tokens, takes, takes_mask
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 #: Micro-batches at the start of a process whose labels are compared with the audited rows.
 CHECKED = 8
 #: Batch entries that are no arguments of the model.
-BOOKKEEPING = ("labels", "attention_mask", "rows", "lengths", "tokens", "supervised_tokens")
+BOOKKEEPING = ("labels", "attention_mask", "rows", "lengths", "tree", "tokens", "supervised_tokens")
 
 
 def make_trainer(
@@ -76,11 +77,12 @@ class Collator:
     """Rows -> one batch, padded right (packed: joined into one sequence with position ids that start anew for each row).
 
     Besides the tensors a batch has what was counted on the CPU, so that no GPU need wait for it: `tokens` (without
-    padding), `supervised_tokens`, and in `rows` the numbers of the dataset's rows in each row of the batch.
+    padding), `supervised_tokens`, in `rows` the numbers of the dataset's rows in each row of the batch, and with `grows`
+    the `tree` of their tokens.
     """
 
-    def __init__(self, pad: int, packed: bool, multiple: int | None) -> None:
-        self.packed = packed
+    def __init__(self, pad: int, packed: bool, multiple: int | None, grows: bool) -> None:
+        self.packed, self.grows = packed, grows and not packed
         self.join = DataCollatorForLanguageModeling(pad_token_id=pad, padding_free=packed, pad_to_multiple_of=multiple)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -90,6 +92,8 @@ class Collator:
         batch["lengths"] = [len(example["input_ids"]) for example in examples]
         batch["tokens"] = sum(batch["lengths"])
         batch["supervised_tokens"] = supervised_tokens(batch["labels"])
+        if self.grows:
+            batch["tree"] = tree_of(batch["input_ids"], batch["labels"], batch["lengths"])
         return batch
 
 
@@ -138,7 +142,7 @@ class SupervisedTrainer(OnLoan, SFTTrainer):  # type: ignore[misc]
             super().__init__(
                 model=model,
                 args=args,
-                data_collator=Collator(pad, self.packed, args.pad_to_multiple_of),
+                data_collator=Collator(pad, self.packed, args.pad_to_multiple_of, "prefixes" in parts),
                 train_dataset=numbered(train_dataset, pack_length),
                 eval_dataset=numbered(eval_dataset) if eval_dataset is not None else None,
                 processing_class=tokenizer,
@@ -165,7 +169,9 @@ class SupervisedTrainer(OnLoan, SFTTrainer):  # type: ignore[misc]
             outputs = model(**self._arguments(inputs), **({"logits_to_keep": keep} if self.masked_head else {}))
             found = Supervised(kept_logits(outputs.logits, keep), labels[:, 1:][keep[:, :-1]], None, outputs)
         else:
-            found = self.supervised(model, self._arguments(inputs), labels, None if self.packed or self.aux_loss_enabled else inputs.get("lengths"))
+            whole = self.packed or self.aux_loss_enabled  # packed already, or with routers that balance each row's tokens
+            rows = (None, None) if whole else (inputs.get("lengths"), inputs.get("tree"))
+            found = self.supervised(model, self._arguments(inputs), labels, *rows)
         count = len(found.targets) if num_items_in_batch is None else num_items_in_batch
         loss = -found.logps().sum() / max(int(count), 1)
         if num_items_in_batch is not None:

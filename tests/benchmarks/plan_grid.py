@@ -31,10 +31,11 @@ def cell(adapter: str, trainer: str, checkpointing: bool, length: int, *, dtype:
     from ftx.catalogue import Catalogue
     from ftx.ledger import Ledger
     from ftx.machine import Machine
-    from ftx.planning import Planner, Rows
+    from ftx.planning import Planner
     from ftx.recipe import Choice, Recipe
     from ftx.rehearse import like, rehearse
     from ftx.rehearse import trace as traced
+    from ftx.rows import Rows
     from ftx.run import Run
 
     gc.collect()

@@ -1,0 +1,158 @@
+"""The training data as the plan needs it: lengths, labels, what rows begin with alike, and the batches that need most. Imports no torch."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Rows that TRL packs together, apart from the others: those of one batch of `datasets.map`.
+PACKED_AT_ONCE = 1000
+#: Rows that are looked at in one piece.
+AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of each training row the tokens of its sequences (DPO has two) and how many count in the loss, and what they begin with alike."""
+
+    lengths: list[tuple[int, ...]]
+    supervised: list[int]
+    alike: list[int] = field(default_factory=list)
+    """Of each row, with how many equal tokens its two sequences begin; empty where a row has one."""
+    prefix: int = 0
+    """With how many equal tokens all sequences begin."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(sum, self.lengths))
+
+
+def rows_of(encoded: Dataset) -> Rows:
+    """Of an encoded split: `input_ids` and `labels`, or a pair of each for chosen and rejected."""
+    import numpy
+
+    from ftx.encode import IGNORE
+
+    supervised: list[int] = []
+    for columns in _columns(encoded, "labels"):
+        counts: Any = 0
+        for lists in columns:
+            ends = lists.value_lengths().to_numpy().cumsum()
+            first = numpy.minimum(numpy.concatenate([[0], ends[:-1]]) + 1, ends)  # a row's first token follows nothing
+            before = numpy.concatenate([[0], (lists.flatten().to_numpy() != IGNORE).cumsum()])
+            counts = counts + before[ends] - before[first]
+        supervised += counts.tolist()
+    return Rows(lengths_of(encoded), supervised, alike_of(encoded), prefix_of(encoded))
+
+
+def lengths_of(encoded: Dataset) -> list[tuple[int, ...]]:
+    """Tokens of each sequence of each row. KeyError for a dataset without `input_ids`."""
+    found: list[tuple[int, ...]] = []
+    for columns in _columns(encoded, "input_ids"):
+        found += zip(*(lists.value_lengths().to_pylist() for lists in columns), strict=True)
+    return found
+
+
+def alike_of(encoded: Dataset) -> list[int]:
+    """With how many equal tokens the two sequences of each row begin; empty for rows of one."""
+    found: list[int] = []
+    for columns in _columns(encoded, "input_ids"):
+        if len(columns) == 2:
+            sides = [_flat(lists) for lists in columns]
+            found += _common(*sides).tolist()
+    return found
+
+
+def prefix_of(encoded: Dataset) -> int:
+    """With how many equal tokens all sequences of all rows begin."""
+    model: Any = None
+    for columns in _columns(encoded, "input_ids"):
+        for lists in columns:
+            values, starts, lengths = _flat(lists)
+            if not len(starts):
+                continue
+            if model is None:
+                model = values[starts[0] : starts[0] + lengths[0]]
+            model = model[: int(_common((model, 0 * starts, 0 * lengths + len(model)), (values, starts, lengths)).min())]
+    return 0 if model is None else len(model)
+
+
+def _flat(lists: Any) -> tuple[Any, Any, Any]:
+    """A pyarrow.ListArray as numpy: its values one after another, where each list begins there, and its length."""
+    lengths = lists.value_lengths().to_numpy()
+    return lists.flatten().to_numpy(), lengths.cumsum() - lengths, lengths
+
+
+def _common(one: tuple[Any, Any, Any], other: tuple[Any, Any, Any]) -> Any:
+    """[rows]: with how many equal values the lists of two arrays begin."""
+    import numpy
+
+    (values, starts, lengths), (theirs, others, more) = one, other
+    found, bounds = numpy.zeros(len(starts), dtype=numpy.int64), numpy.minimum(lengths, more)
+    alive = numpy.flatnonzero(bounds)
+    while len(alive):
+        place = int(found[alive[0]])
+        alive = alive[values[starts[alive] + place] == theirs[others[alive] + place]]
+        found[alive] = place + 1
+        alive = alive[bounds[alive] > place + 1]
+    return found
+
+
+def _columns(encoded: Dataset, ending: str) -> Iterator[list[Any]]:
+    """The columns whose name ends so, as pyarrow.ListArrays of some thousand rows at a time. KeyError where there is none."""
+    names = [name for name in encoded.column_names if name.endswith(ending)]
+    if not names:
+        raise KeyError(ending)
+    some = encoded.select_columns(names).with_format("arrow")
+    for start in range(0, len(some), AT_ONCE):
+        table = some[start : start + AT_ONCE]
+        yield [table[name].combine_chunks() for name in names]
+
+
+# ---- the batches that need most
+
+
+def largest_batches(rows: Rows, size: int, longest: int | None = None) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Batches of `size` rows, cut to `longest` tokens, one of which needs most in a forward pass: those of the longest sequences and, of
+    rows with two, of the most tokens that differ -> lengths of their sequences, supervised positions, positions that repeat another
+    sequence's beginning."""
+    cut = [tuple(min(one, longest or one) for one in lengths) for lengths in rows.lengths]
+    alike = [min(one, *lengths) for one, lengths in zip(rows.alike, cut, strict=True)] if rows.alike else [0] * len(cut)
+    orders = [sorted(range(len(cut)), key=lambda number: -max(cut[number]))[:size]]
+    if rows.alike:
+        orders.append(sorted(range(len(cut)), key=lambda number: alike[number] - sum(cut[number]))[:size])
+    for order in orders:
+        lengths = tuple(length for number in order for length in cut[number])
+        shared = sum(alike[number] for number in order) + (len(order) - 1) * min(rows.prefix, *lengths) if lengths else 0
+        yield lengths, sum(rows.supervised[number] for number in order), shared
+
+
+def packed(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Numbers of the rows in each pack of at most `size` tokens, as TRL's `pack_dataset` makes them: of each 1,000 rows the
+    longest first, each into the fullest pack that has room for it."""
+    packs: list[list[int]] = []
+    for start in range(0, len(lengths), PACKED_AT_ONCE):
+        rooms: list[tuple[int, int]] = []  # (tokens left, pack), sorted
+        some = range(start, min(start + PACKED_AT_ONCE, len(lengths)))
+        for number in sorted((one for one in some if lengths[one]), key=lambda one: -lengths[one]):
+            at = bisect.bisect_left(rooms, (lengths[number], 0))
+            room, pack = rooms.pop(at) if at < len(rooms) else (size, len(packs))
+            if pack == len(packs):
+                packs.append([])
+            packs[pack].append(number)
+            bisect.insort(rooms, (room - lengths[number], pack))
+    return packs
+
+
+def largest_packs(lengths: Sequence[int], supervised: Sequence[int], size: int, pack: int) -> tuple[tuple[int, ...], int]:
+    """The `size` fullest packs of at most `pack` tokens -> lengths of the rows in them, and the most supervised positions of any `size` packs."""
+    lengths = [min(length, pack) for length in lengths]
+    packs = packed(lengths, pack)
+    fullest = sorted(packs, key=lambda numbers: -sum(lengths[number] for number in numbers))[:size]
+    counts = sorted(sum(supervised[number] for number in numbers) for numbers in packs)[-size:]
+    return tuple(lengths[number] for numbers in fullest for number in numbers), sum(counts)

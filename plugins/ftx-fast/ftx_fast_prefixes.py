@@ -1,0 +1,131 @@
+"""What rows of a batch begin with alike, computed once: their tokens as a tree, whose branches attend to the way back to the root.
+
+A decoder's state at a token hangs on the tokens before it and on nothing behind, so rows with the same template, instruction or
+prompt have the same states there; their gradients add up. (For pairs of DPO: Wang and Hegde, arXiv 2410.20305.) Left out as well is
+what stands behind a row's last label, on which no loss hangs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from ftx_fast_attention import NAME, ROWS, Segments, attention
+from ftx_fast_head import of_two_tokens
+from ftx_fast_installed import Installed
+from ftx_fast_rows import IGNORE, PAYS
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The tokens of a batch's rows as the nodes of a tree. Tensors are int64, on the CPU."""
+
+    places: Tensor
+    """[nodes]: where in the flattened batch a token stands that the node is made from."""
+    positions: Tensor
+    """[nodes]: from 0 at the beginning of a row."""
+    nodes: Tensor
+    """[tokens]: the node of each token, rows one after another, each up to its last token that predicts a label."""
+    owners: Tensor
+    """[nodes]: a token that the node is made from, counted as in `nodes`."""
+    lengths: tuple[int, ...]
+    """Tokens of each row there; rows without a label are left out."""
+    kept: Tensor
+    """[supervised]: the node that predicts each label, in the order of rows and tokens."""
+    total: int
+    """Tokens of all rows, whole."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether the tree is so much smaller than the rows that its gathering is worth it."""
+        return len(self.lengths) > 1 and self.total - len(self.places) > PAYS * self.total
+
+    def arguments(self, input_ids: Tensor, fill: int, multiple: int = 1) -> dict[str, Any]:
+        """What a transformers model gets for the batch [batch, length] that the tree was made from: one sequence, filled up with `fill`."""
+        device, count = input_ids.device, len(self.places)
+        rest = torch.arange(-count % multiple)
+        segments = Segments(
+            offsets=torch.tensor([0, *self.lengths, *([len(rest)] if len(rest) else [])]).cumsum(0).int().to(device),
+            nodes=torch.cat([self.nodes, rest + count]).to(device),
+            owners=torch.cat([self.owners, rest + len(self.nodes)]).to(device),
+        )
+        ids = torch.cat([input_ids.flatten()[self.places.to(device)], input_ids.new_full((len(rest),), fill)])
+        positions = torch.cat([self.positions, rest]).to(device)
+        return {"input_ids": ids.unsqueeze(0), "position_ids": positions.unsqueeze(0), "use_cache": False, ROWS: segments}
+
+
+def tree_of(input_ids: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tree:
+    """The tree of a batch [batch, length], padded right, whose rows have `lengths` tokens. A row's first label follows nothing and does not count."""
+    ids, counts = input_ids.cpu().numpy(), labels[:, 1:].ne(IGNORE).cpu().numpy()
+    width = ids.shape[1]
+    needed = np.where(counts.any(1), width - 1 - counts[:, ::-1].argmax(1), 0) if width > 1 else np.zeros(len(ids), dtype=np.int64)
+    numbers = np.full(ids.shape, -1)
+    places, previous, count = [], None, 0
+    for row in sorted(np.flatnonzero(needed).tolist(), key=lambda row: ids[row, : needed[row]].tolist()):  # rows that begin alike are neighbours
+        length = int(needed[row])
+        alike = common(ids[previous, : needed[previous]], ids[row, :length]) if previous is not None else 0
+        numbers[row, :alike] = numbers[previous, :alike] if alike else ()
+        numbers[row, alike:length] = np.arange(count, count + length - alike)
+        places.append(row * width + np.arange(alike, length))
+        previous, count = row, count + length - alike
+    nodes = numbers[np.arange(width) < needed[:, None]]
+    flat = np.concatenate([*places, np.empty(0, dtype=np.int64)])
+    _, owners = np.unique(nodes, return_index=True)
+    kept = numbers[:, :-1][counts]
+    tensors = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept)]
+    return Tree(*tensors[:4], tuple(length for length in needed.tolist() if length), tensors[4], total=sum(lengths))
+
+
+def common(one: Any, other: Any) -> int:
+    """With how many equal numbers two arrays begin."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def unfit(model: nn.Module) -> str:
+    """Why rows must not share what they begin with on this model, or ""."""
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if inner is None:
+        return "no transformers model"
+    config = inner.config.get_text_config()
+    if set(getattr(config, "layer_types", None) or []) - {"full_attention"} or getattr(config, "sliding_window", None):
+        return "layers that attend to a window"
+    drops = [name for name, value in vars(config).items() if ("dropout" in name or "pdrop" in name) and isinstance(value, float) and value]
+    if drops or any(isinstance(module, nn.Dropout) and module.p for module in model.modules()):
+        return "dropout, which is each row's own"
+    return ""
+
+
+def install(model: nn.Module) -> Installed:
+    """Nothing to put on: whether what the trainer hands to the model with a tree's tokens comes to every layer's attention."""
+    why = unfit(model) or ("" if reaches_attention(model) else "the model does not tell its attention what it is told")
+    return Installed(lambda: None, off=[f"prefixes: {why}"]) if why else Installed(lambda: None, on=["what rows begin with alike computed once"])
+
+
+def reaches_attention(model: nn.Module) -> bool:
+    """Whether an argument of the model comes to each layer's attention, once: two tokens are sent through it to see."""
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    if inner.config.get_text_config()._attn_implementation != NAME:
+        return False
+    found: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        found.append(kwargs.pop(ROWS, None))
+        return attention(*args, **kwargs)
+
+    mark, device = object(), next(inner.parameters()).device
+    AttentionInterface.register(NAME, spy)
+    try:
+        of_two_tokens(model, device, **{ROWS: mark})
+    except Exception:
+        return False
+    finally:
+        AttentionInterface.register(NAME, attention)
+    return len(found) == inner.config.get_text_config().num_hidden_layers and all(one is mark for one in found)
