@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from ftx_fast_installed import Installed
+from ftx_fast_segments import PRODUCTS, Segments
 
 #: The name under which transformers knows this attention.
 NAME = "ftx_fast"
@@ -31,11 +29,6 @@ ROWS = "ftx_fast_rows"
 #:         512     83   39   44   45   61
 #:        1024     76   48   46   51   45
 BLOCK = 48
-#: Rows up to this length go through the products on a CPU, and keep [heads, length, length / 2] probabilities for the
-#: backward pass; longer ones go through SDPA, which keeps none (more a matter of memory than of speed).
-PRODUCTS = 512
-#: A segment joins a batch of segments if it is at least this share of the longest there.
-NEAR = 0.75
 #: Arguments of an attention call that only transformers' own functions know; None is the same as not given.
 OTHERS = ("softcap", "s_aux", "position_bias", "cache", "head_mask")
 
@@ -43,21 +36,21 @@ OTHERS = ("softcap", "s_aux", "position_bias", "cache", "head_mask")
 class CausalProducts(torch.autograd.Function):
     """Causal attention with the queries of a group of heads stacked on their one key head.
 
-    `query` [batch, heads, length, size], `key` and `value` [batch, key heads, length, size], any strides ->
-    [batch, length, heads, size]. Scores, softmax and its gradient are fp32, as SDPA's are; the other products are of the inputs' dtype.
+    `query` [batch, heads, asked, size] of the last positions, `key` and `value` [batch, key heads, length, size], any strides ->
+    [batch, asked, heads, size]. Scores, softmax and its gradient are fp32, as SDPA's are; the other products are of the inputs' dtype.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # else it would make bf16 of the scores
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        (batch, heads, length, size), kept = query.shape, key.shape[1]
-        group = heads // kept
-        ctx.shape, ctx.scale = (batch, length, kept, group, size), scale
+        (batch, heads, asked, size), (_, kept, length, _) = query.shape, key.shape
+        group, first = heads // kept, length - asked
+        ctx.shape, ctx.scale = (batch, asked, kept, group, size), scale
         q, k, v = stacked(query.transpose(1, 2), kept), key.reshape(-1, length, size), value.reshape(-1, length, size)
         queries, keys, out = q.float() * scale, k.float(), torch.empty_like(q)
-        future = future_of(min(BLOCK, length), group, q.device)
+        future = future_of(min(BLOCK, asked), group, q.device)
         blocks = []
-        for start, end, rows in blocks_of(length, group):
+        for start, end, rows in blocks_of(first, length, group):
             scores = torch.bmm(queries[:, rows], keys[:, :end].mT)
             scores[:, :, start:] += future[: (end - start) * group, : end - start]
             probabilities = torch.softmax(scores, -1).to(q.dtype)
@@ -72,11 +65,12 @@ class CausalProducts(torch.autograd.Function):
     @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *blocks = ctx.saved_tensors
-        batch, length, kept, group, size = ctx.shape
+        batch, asked, kept, group, size = ctx.shape
+        length = k.shape[1]
         grad = stacked(grad, kept)
         grads, values = grad.float(), v.float()
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for (_, end, rows), probabilities in zip(blocks_of(length, group), blocks, strict=True):
+        for (_, end, rows), probabilities in zip(blocks_of(length - asked, length, group), blocks, strict=True):
             wide = torch.bmm(grads[:, rows], values[:, :end].mT)  # fp32: softmax takes nearly all of it away again
             inner = torch._softmax_backward_data(wide, probabilities.float(), -1, torch.float32).mul_(ctx.scale).to(q.dtype)
             dq[:, rows] = torch.bmm(inner, k[:, :end])
@@ -86,11 +80,11 @@ class CausalProducts(torch.autograd.Function):
         return unstacked(dq, ctx.shape).transpose(1, 2), dk.to(q.dtype).view(shape), dv.to(q.dtype).view(shape), None
 
 
-def blocks_of(length: int, group: int) -> list[tuple[int, int, slice]]:
-    """(first position, end, its stacked queries) of each block of queries."""
-    starts = range(0, length, BLOCK)
+def blocks_of(first: int, length: int, group: int) -> list[tuple[int, int, slice]]:
+    """(first position, end, its stacked queries) of each block of the queries from position `first` on."""
+    starts = range(first, length, BLOCK)
     ends = [min(start + BLOCK, length) for start in starts]
-    return [(start, end, slice(start * group, end * group)) for start, end in zip(starts, ends, strict=True)]
+    return [(start, end, slice((start - first) * group, (end - first) * group)) for start, end in zip(starts, ends, strict=True)]
 
 
 def future_of(block: int, group: int, device: torch.device) -> Tensor:
@@ -111,135 +105,11 @@ def unstacked(x: Tensor, shape: tuple[int, int, int, int, int]) -> Tensor:
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention of rows that stand alone -> [batch, length, heads, size]."""
-    if query.device.type == "cpu" and query.shape[2] <= PRODUCTS:
+    """Causal attention of rows that stand alone -> [batch, length, heads, size]; on a CPU queries of short rows may be the last ones only."""
+    if query.device.type == "cpu" and key.shape[2] <= PRODUCTS:
         return CausalProducts.apply(query, key, value, scale)
     grouped = query.shape[1] != key.shape[1]
     return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the segments of a flattened batch begin and end, and how they are batched. Stands in the place of a mask."""
-
-    offsets: Tensor
-    """int32 [segments + 1], on the batch's device: 0, the ends of the segments. Some may be empty."""
-    bound: int | None = None
-    """No segment is longer, where that is known without asking the device."""
-    nodes: Tensor | None = None
-    """Of rows that share what they begin with: int64 [tokens], where in the batch each token of the segments stands. None: one after another."""
-    owners: Tensor | None = None
-    """With `nodes`: int64 [length of the batch], a token of the segments that stands there."""
-
-    @cached_property
-    def ends(self) -> list[int]:
-        """The offsets of those that are not empty."""
-        return self.offsets.unique_consecutive().tolist()
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Of those that are not empty."""
-        return [end - start for start, end in itertools.pairwise(self.ends)]
-
-    @property
-    def longest(self) -> int:
-        return self.bound or max(self.lengths)
-
-    @cached_property
-    def batches(self) -> list[tuple[int, int]]:
-        """(segments, longest) of each batch, longest first."""
-        batches: list[tuple[int, int]] = []
-        for length in sorted(self.lengths, reverse=True):
-            if batches and length >= NEAR * batches[-1][1]:
-                batches[-1] = batches[-1][0] + 1, batches[-1][1]
-            else:
-                batches.append((1, length))
-        return batches
-
-    @cached_property
-    def places(self) -> tuple[Tensor, Tensor]:
-        """(the token at each place of the padded batches, the place of each token). A place of padding has its segment's last token."""
-        order = sorted(range(len(self.lengths)), key=lambda number: -self.lengths[number])
-        starts, tokens, places = self.ends, [], torch.empty(sum(self.lengths), dtype=torch.long)
-        rows = iter(order)
-        place = 0
-        for count, longest in self.batches:
-            for number in (next(rows) for _ in range(count)):
-                length = self.lengths[number]
-                tokens.append(torch.arange(longest).clamp_(max=length - 1) + starts[number])
-                places[starts[number] : starts[number] + length] = torch.arange(place, place + length)
-                place += longest
-        return torch.cat(tokens).to(self.offsets.device), places.to(self.offsets.device)
-
-    @cached_property
-    def spread(self) -> Spread:
-        """From the batch to the places of `batches`."""
-        tokens, places = self.places
-        return Spread(tokens, places) if self.nodes is None else self._through_nodes(tokens, places)
-
-    @cached_property
-    def branches(self) -> Spread:
-        """From a batch of `nodes` to the segments one after another."""
-        assert self.nodes is not None
-        each = torch.arange(len(self.nodes), device=self.nodes.device)
-        return self._through_nodes(each, each)
-
-    def _through_nodes(self, tokens: Tensor, places: Tensor) -> Spread:
-        assert self.nodes is not None and self.owners is not None
-        others = torch.ones_like(self.nodes, dtype=torch.bool)
-        others[self.owners] = False
-        again, number = self.nodes[others].unique(return_inverse=True)
-        return Spread(self.nodes[tokens], places[self.owners], places[others], again, number)
-
-    def mask(self, batch: int) -> Tensor:
-        """The same as a bool mask [batch, 1, length, length], for whatever cannot do without."""
-        numbers = torch.repeat_interleave(self.offsets.diff().long()).view(batch, 1, -1)
-        return (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)).tril_()
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How the n tokens of a batch are spread over the m places that attention works on. int64."""
-
-    tokens: Tensor
-    """[m]: the token at each place."""
-    own: Tensor
-    """[n]: the place from which a token's output is taken."""
-    others: Tensor | None = None
-    """[more]: the further places of tokens that stand at several, as keys and values of several rows; no padding."""
-    again: Tensor | None = None
-    """[some]: which tokens those are."""
-    number: Tensor | None = None
-    """[more]: which of them stands at each of `others`."""
-
-    def queries(self, x: Tensor) -> Tensor:
-        """[n, ...] -> [m, ...]; the gradient is that of a token's own place, the only one whose output is used."""
-        return Placed.apply(x, self, False)
-
-    def keys(self, x: Tensor) -> Tensor:
-        """[n, ...] -> [m, ...]; the gradient is the sum over a token's places. Padding has none."""
-        return Placed.apply(x, self, self.others is not None)
-
-
-class Placed(torch.autograd.Function):
-    """Tokens [n, ...] -> places [m, ...]; in the backward pass gradients of several places are added up in fp32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, spread: Spread, adds: bool) -> Tensor:
-        ctx.spread, ctx.adds = spread, adds
-        return x.index_select(0, spread.tokens)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        spread: Spread = ctx.spread
-        found = grad.index_select(0, spread.own)
-        if ctx.adds:
-            sums, more = found[spread.again].float(), grad.index_select(0, spread.others).float()
-            # on a GPU index_add_ adds in any order
-            sums = sums.index_put_((spread.number,), more, accumulate=True) if grad.is_cuda else sums.index_add_(0, spread.number, more)
-            found[spread.again] = sums.to(found.dtype)
-        return found, None, None
 
 
 def takes_varlen(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -260,22 +130,24 @@ def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, scale: float, 
     if takes_varlen(query, key, value):
         from torch.nn.attention.varlen import varlen_attn
 
-        spread = segments.branches if segments.nodes is not None else None
-        q, k, v = flat if spread is None else (spread.queries(flat[0]), spread.keys(flat[1]), spread.keys(flat[2]))
+        whole = segments.whole
+        q, k, v = flat if whole is None else (whole[0].take(flat[0]), whole[1].take(flat[1]), whole[1].take(flat[2]))
         longest = segments.longest
         window = (-1, 0)  # causal: everything to the left, nothing to the right
         out = varlen_attn(q, k, v, segments.offsets, segments.offsets, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1])
-        return (out if spread is None else out.index_select(0, spread.own)).view(batch, length, heads, size)
-    spread = segments.spread
-    sizes = [count * longest for count, longest in segments.batches]
-    placed = [x.split(sizes) for x in (spread.queries(flat[0]), spread.keys(flat[1]), spread.keys(flat[2]))]
+        return (out if whole is None else whole[0].back(out)).view(batch, length, heads, size)
+    queries, keys = segments.spread
+    asked = [rows * (longest - first) for rows, longest, first in segments.batches]
+    seen = [rows * longest for rows, longest, _ in segments.batches]
     outs = []
-    for (count, longest), *rows in zip(segments.batches, *placed, strict=True):
-        q, k, v = (x.view(count, longest, -1, size).transpose(1, 2) for x in rows)
-        if count == 1 < len(sizes):
+    for (rows, longest, first), q, k, v in zip(
+        segments.batches, queries.take(flat[0]).split(asked), keys.take(flat[1]).split(seen), keys.take(flat[2]).split(seen), strict=True
+    ):
+        if rows == 1 < len(seen):
             k, v = k.clone(), v.clone()  # a view of one segment would keep all of them
-        outs.append(causal(q, k, v, scale).reshape(count * longest, heads, size))
-    return torch.cat(outs).index_select(0, spread.own).view(batch, length, heads, size)
+        q, k, v = (x.view(rows, -1, x.shape[1], size).transpose(1, 2) for x in (q, k, v))
+        outs.append(causal(q, k, v, scale).reshape(rows * (longest - first), heads, size))
+    return queries.back(torch.cat(outs)).view(batch, length, heads, size)
 
 
 def attention(
@@ -305,10 +177,9 @@ def attention(
             return segment_by_segment(query, key, value, scale, attention_mask), None
         segments, attention_mask = attention_mask, attention_mask.mask(query.shape[0] if attention_mask.nodes is None else 1)
         if segments.nodes is not None:
-            spread = segments.branches
-            query, key, value = (x.index_select(2, spread.tokens) for x in (query, key, value))
+            query, key, value = (x.index_select(2, segments.nodes) for x in (query, key, value))
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
-            return out.index_select(1, spread.own), None
+            return out.index_select(1, segments.owners), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
 
 

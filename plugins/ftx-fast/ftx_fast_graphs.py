@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ftx_fast_attention import Segments, takes_varlen
+from ftx_fast_attention import takes_varlen
 from ftx_fast_installed import Installed
+from ftx_fast_segments import Segments
 
 logger = logging.getLogger(__name__)
 

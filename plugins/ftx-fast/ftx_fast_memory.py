@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ftx.shape import Shape
 
-#: ftx_fast_attention: queries of one block, the longest row that goes through the products, what counts as near.
-BLOCK, PRODUCTS, NEAR = 48, 512, 0.75
+#: ftx_fast_attention: queries of one block.
+BLOCK = 48
+#: ftx_fast_segments: the longest row that goes through the products, and what may stand in one batch.
+PRODUCTS, NEAR, APART = 512, 0.75, 16
 #: ftx_fast_head: logits computed at once.
 ELEMENTS = {"cpu": 6 << 20, "cuda": 1 << 28}
 #: ftx_fast_rows: share of padding from which rows are joined, and what a joined length is a multiple of on a CPU.
@@ -53,7 +55,7 @@ def changes(shape: Shape) -> dict[str, int]:
         if shape.trains_base:
             kept -= shape.norms * shape.between * shape.hidden * shape.tokens  # what the norm's weight multiplies, too
     if "attention" in shape.fused and shape.device == "cpu":
-        kept += sum(attention(shape, count, longest) for count, longest in batches(shape)) - activations.attention(shape) * shape.tokens
+        kept += sum(attention(shape, *batch) for batch in batches(shape)) - activations.attention(shape) * shape.tokens
         if shape.output_kept and (shape.joined or shape.longest <= PRODUCTS):  # as the projection takes it: without padding, where rows are joined
             kept += shape.compute * shape.queries * shape.tokens
     if shape.joined and "attention" not in shape.fused:  # packed rows under a mask: it as numbers, and keys and values repeated for each query head
@@ -66,28 +68,32 @@ def norm(shape: Shape) -> int:
     return shape.between * shape.hidden + 4
 
 
-def batches(shape: Shape) -> list[tuple[int, int]]:
-    """(sequences, longest) of the batches that attention makes of the sequences; one of padded rows."""
+def batches(shape: Shape) -> list[tuple[int, int, int]]:
+    """(sequences, longest, first token that asks) of the batches that attention makes of the sequences; one of padded rows. What is shared
+    is taken to be spread evenly over all sequences but the first."""
     if not shape.joined:
-        return [(len(shape.lengths), shape.longest)]
-    found: list[tuple[int, int]] = []
-    for length in sorted(shape.lengths, reverse=True):
-        if found and length >= NEAR * found[-1][1]:
-            found[-1] = found[-1][0] + 1, found[-1][1]
+        return [(len(shape.lengths), shape.longest, 0)]
+    each = shape.shared // max(1, len(shape.lengths) - 1)
+    found: list[list[tuple[int, int]]] = []
+    for number, length in sorted(enumerate(shape.lengths), key=lambda one: -one[1]):
+        start = each if number and each < length <= PRODUCTS and shape.device == "cpu" else 0
+        group = next((some for some in found if length >= NEAR * some[0][0] and all(abs(start - other) <= APART for _, other in some)), None)
+        if group is None:
+            found.append([(length, start)])
         else:
-            found.append((1, length))
-    return found
+            group.append((length, start))
+    return [(len(group), group[0][0], min(start for _, start in group)) for group in found]
 
 
-def attention(shape: Shape, count: int, length: int) -> int:
-    """Bytes that one layer keeps for the attention of `count` sequences of `length`, its projection's input apart: query, key,
-    value, and the probabilities of each block of short rows (longer ones: their output and the log-sums)."""
-    e, tokens = shape.compute, count * length
-    own = e * (shape.queries + 2 * shape.keys) * tokens
+def attention(shape: Shape, count: int, length: int, first: int = 0) -> int:
+    """Bytes that one layer keeps for the attention of `count` sequences of `length` that ask from `first` on, its projection's input apart:
+    query, key, value, and the probabilities of each block of short rows (longer ones: their output and the log-sums)."""
+    e, asked = shape.compute, count * (length - first)
+    own = e * (shape.queries * asked + 2 * shape.keys * count * length)
     if length > PRODUCTS:
-        return own + shape.compute * shape.queries * tokens + 4 * shape.heads * tokens
-    ends = [min(start + BLOCK, length) for start in range(0, length, BLOCK)]
-    seen = sum((end - start) * end for start, end in zip(range(0, length, BLOCK), ends, strict=True))
+        return own + shape.compute * shape.queries * asked + 4 * shape.heads * asked
+    starts = range(first, length, BLOCK)
+    seen = sum((min(start + BLOCK, length) - start) * min(start + BLOCK, length) for start in starts)
     return own + e * shape.heads * count * seen
 
 

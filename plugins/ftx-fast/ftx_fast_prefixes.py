@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from ftx_fast_attention import NAME, ROWS, Segments, attention
+from ftx_fast_attention import NAME, ROWS, attention
 from ftx_fast_head import of_two_tokens
 from ftx_fast_installed import Installed
 from ftx_fast_rows import IGNORE, PAYS
+from ftx_fast_segments import Segments
 
 
 @dataclass(frozen=True)
@@ -33,25 +34,30 @@ class Tree:
     nodes: Tensor
     """[tokens]: the node of each token, rows one after another, each up to its last token that predicts a label."""
     owners: Tensor
-    """[nodes]: a token that the node is made from, counted as in `nodes`."""
+    """[nodes]: the token that the node is made from, counted as in `nodes`."""
     lengths: tuple[int, ...]
-    """Tokens of each row there; rows without a label are left out."""
+    """Tokens of each row there; rows without a label, and beginnings of others, are left out."""
+    starts: tuple[int, ...]
+    """Of each row there, the first token that makes a node."""
     kept: Tensor
     """[supervised]: the node that predicts each label, in the order of rows and tokens."""
+    rows: int
+    """Rows of the batch."""
     total: int
-    """Tokens of all rows, whole."""
+    """Their tokens, whole."""
 
     @property
     def pays(self) -> bool:
         """Whether the tree is so much smaller than the rows that its gathering is worth it."""
-        return len(self.lengths) > 1 and self.total - len(self.places) > PAYS * self.total
+        return self.rows > 1 and self.total - len(self.places) > PAYS * self.total
 
     def arguments(self, input_ids: Tensor, fill: int, multiple: int = 1) -> dict[str, Any]:
         """What a transformers model gets for the batch [batch, length] that the tree was made from: one sequence, filled up with `fill`."""
         device, count = input_ids.device, len(self.places)
         rest = torch.arange(-count % multiple)
         segments = Segments(
-            offsets=torch.tensor([0, *self.lengths, *([len(rest)] if len(rest) else [])]).cumsum(0).int().to(device),
+            offsets=torch.tensor([0, *self.lengths, len(rest)]).cumsum(0).int().to(device),
+            starts=(*self.starts, 0),
             nodes=torch.cat([self.nodes, rest + count]).to(device),
             owners=torch.cat([self.owners, rest + len(self.nodes)]).to(device),
         )
@@ -65,7 +71,7 @@ def tree_of(input_ids: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tree:
     ids, counts = input_ids.cpu().numpy(), labels[:, 1:].ne(IGNORE).cpu().numpy()
     width = ids.shape[1]
     needed = np.where(counts.any(1), width - 1 - counts[:, ::-1].argmax(1), 0) if width > 1 else np.zeros(len(ids), dtype=np.int64)
-    numbers = np.full(ids.shape, -1)
+    numbers, starts = np.full(ids.shape, -1), needed.copy()
     places, previous, count = [], None, 0
     for row in sorted(np.flatnonzero(needed).tolist(), key=lambda row: ids[row, : needed[row]].tolist()):  # rows that begin alike are neighbours
         length = int(needed[row])
@@ -73,13 +79,13 @@ def tree_of(input_ids: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tree:
         numbers[row, :alike] = numbers[previous, :alike] if alike else ()
         numbers[row, alike:length] = np.arange(count, count + length - alike)
         places.append(row * width + np.arange(alike, length))
-        previous, count = row, count + length - alike
-    nodes = numbers[np.arange(width) < needed[:, None]]
-    flat = np.concatenate([*places, np.empty(0, dtype=np.int64)])
-    _, owners = np.unique(nodes, return_index=True)
-    kept = numbers[:, :-1][counts]
-    tensors = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept)]
-    return Tree(*tensors[:4], tuple(length for length in needed.tolist() if length), tensors[4], total=sum(lengths))
+        previous, count, starts[row] = row, count + length - alike, alike
+    there = starts < needed
+    flat, tokens = np.concatenate([*places, np.empty(0, dtype=np.int64)]), np.where(there, needed, 0)
+    nodes, kept = numbers[np.arange(width) < tokens[:, None]], numbers[:, :-1][counts]
+    owners = flat % width + (tokens.cumsum() - tokens)[flat // width]
+    arrays = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept)]
+    return Tree(*arrays[:4], tuple(needed[there].tolist()), tuple(starts[there].tolist()), arrays[4], rows=len(lengths), total=sum(lengths))
 
 
 def common(one: Any, other: Any) -> int:

@@ -22,7 +22,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import ftx_fast_attention
 from ftx.testing.tiny import tiny_model
-from ftx_fast_attention import NAME, CausalProducts, Segments, attention, causal, install, segment_by_segment
+from ftx_fast_attention import NAME, CausalProducts, attention, causal, install, segment_by_segment
+from ftx_fast_segments import Segments
 
 #: One layer of SmolLM2-135M.
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 1, "vocab_size": 64}
@@ -68,6 +69,17 @@ def test_the_products_are_sdpa_in_fp32(length: int, group: int) -> None:
     for got, wanted in zip(with_gradients(CausalProducts.apply, inputs, 0.1), with_gradients(sdpa, inputs, 0.1), strict=True):
         assert got.shape == wanted.shape
         assert (got - wanted).norm() <= 1e-5 * wanted.norm() + 1e-5  # a row of one token has no gradient but rounding
+
+
+@pytest.mark.parametrize("first", [1, 30, 48, 90, 110])
+def test_queries_of_the_last_positions_have_what_they_have_among_all(first: int) -> None:
+    query, key, value = heads(111)
+    for got, wanted in zip(
+        with_gradients(lambda q, k, v: CausalProducts.apply(q[:, :, first:], k, v, 0.1), [query, key, value]),
+        with_gradients(lambda q, k, v: sdpa(q, k, v, 0.1)[:, first:], [query, key, value]),
+        strict=True,
+    ):
+        assert got.shape == wanted.shape and (got - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize("length", [70, 111, 256])
@@ -120,9 +132,9 @@ def offsets(*lengths: int) -> Tensor:
 
 def test_near_segments_are_batched_and_padding_gets_no_gradient() -> None:
     segments = Segments(offsets(10, 40, 9, 39, 8, 2))
-    assert segments.batches == [(2, 40), (3, 10), (1, 2)]
-    tokens, places = segments.places
-    assert tokens[places].tolist() == list(range(108))
+    assert segments.batches == [(2, 40, 0), (3, 10, 0), (1, 2, 0)]
+    spread, _ = segments.spread
+    assert spread.tokens[spread.own].tolist() == list(range(108))
 
 
 @pytest.mark.parametrize("lengths", [(5,), (3, 1, 60, 55, 7, 58), (30, 30), (1, 1, 1)])

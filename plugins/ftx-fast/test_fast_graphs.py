@@ -12,6 +12,7 @@ from ftx.testing.tiny import tiny_model
 from ftx_fast import install
 from ftx_fast_graphs import SEGMENTS, TOKENS, filled_up
 from ftx_fast_rows import join
+from ftx_fast_segments import Segments
 
 
 class Recorder:
@@ -117,9 +118,9 @@ def test_empty_segments_are_nothing():
     padded = filled_up(offsets)
     assert padded.tolist() == [0, 3, 12, 17, 256, 256, 256, 256, 256]
     assert torch.equal(filled_up(padded), padded) and padded.dtype == torch.int32
-    segments, empty = ftx_fast_attention.Segments(offsets), ftx_fast_attention.Segments(padded, 384)
+    segments, empty = Segments(offsets), Segments(padded, 384)
     assert empty.lengths == segments.lengths == [3, 9, 5, 239] and (segments.longest, empty.longest) == (239, 384)
-    assert all(torch.equal(*pair) for pair in zip(empty.places, segments.places, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(empty.spread[1].tokens, segments.spread[1].tokens, strict=True))
     assert torch.equal(empty.mask(1), segments.mask(1))
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 import ftx_fast_attention as attention
 import ftx_fast_head as head
 import ftx_fast_memory as memory
+import ftx_fast_prefixes as prefixes
 import ftx_fast_rows as rows
+import ftx_fast_segments as segments
 from ftx.shape import Shape
 
 SHAPE = Shape(hidden=48, intermediate=80, layers=2, heads=6, kv_heads=2, head_dim=8, vocabulary=1000)
 
 
 def test_constants_are_those_of_the_parts():
-    assert (memory.BLOCK, memory.PRODUCTS, memory.NEAR) == (attention.BLOCK, attention.PRODUCTS, attention.NEAR)
+    assert (memory.BLOCK, memory.PRODUCTS, memory.NEAR, memory.APART) == (attention.BLOCK, segments.PRODUCTS, segments.NEAR, segments.APART)
     assert memory.ELEMENTS == head.ELEMENTS
     assert (memory.PAYS, memory.MULTIPLE) == (rows.PAYS, rows.MULTIPLE)
 
@@ -30,8 +33,29 @@ def test_rows_are_joined_where_the_trainer_joins_them():
                 torch.zeros(len(lengths), max(lengths), dtype=torch.long), torch.zeros(len(lengths), max(lengths), dtype=torch.long), lengths, 0, rows.MULTIPLE
             )
             assert shape.tokens == joined.input_ids.numel()
-            assert memory.batches(shape) == attention.Segments(joined.offsets).batches
+            assert memory.batches(shape) == segments.Segments(joined.offsets).batches
     assert not memory.shaped(replace(SHAPE, lengths=(100, 50)), ["rows"]).joined
+
+
+@pytest.mark.parametrize(("length", "alike"), [(90, 40), (60, 0), (20, 0), (600, 500), (90, 90)])
+def test_rows_grow_together_where_the_trainer_has_them_grown(length, alike):
+    """Rows of one length that begin alike: the same positions, and the same batches for attention but for what is filled up."""
+    ids = torch.arange(4)[:, None] * 1000 + torch.arange(length).expand(4, length)
+    ids[:, :alike] = torch.arange(alike)
+    tree = prefixes.tree_of(ids, ids, [length] * 4)
+    shape = memory.shaped(replace(SHAPE, lengths=(length,) * 4, shared=3 * alike), ["rows", "attention", "prefixes"])
+    assert shape.joined == tree.pays
+    if tree.pays:
+        given = tree.arguments(ids, 0, rows.MULTIPLE)
+        assert shape.tokens == given["input_ids"].numel()
+        if alike < length:
+            theirs, ours = given[attention.ROWS].batches, memory.batches(shape)
+            assert sum(count * longest for count, longest, _ in theirs) == sum(count * longest for count, longest, _ in ours)
+            assert sum(count * (longest - first) for count, longest, first in ours) <= 1.2 * sum(count * (longest - first) for count, longest, first in theirs)
+    for without in (["rows", "attention"], ["prefixes"], ["rows", "attention", "prefixes", "graphs"]):
+        assert memory.shaped(replace(SHAPE, lengths=(length,) * 4, shared=3 * alike), without).shared == 0
+    for more in ({"dropout": True}, {"window": 64}):
+        assert not memory.shaped(replace(SHAPE, lengths=(length,) * 4, shared=3 * alike, **more), ["rows", "attention", "prefixes"]).joined
 
 
 def test_packed_rows_cost_a_mask_only_without_this_attention():

@@ -13,9 +13,10 @@ from transformers import MistralConfig, MistralForCausalLM
 import ftx_fast_prefixes
 from ftx.testing.tiny import tiny_model
 from ftx_fast import PARTS, Fast, install
-from ftx_fast_attention import ROWS, Segments, attention
+from ftx_fast_attention import ROWS, attention
 from ftx_fast_prefixes import Tree, tree_of
 from ftx_fast_rows import IGNORE
+from ftx_fast_segments import Segments
 
 LENGTHS = (60, 33, 60, 21, 47, 8)
 
@@ -63,11 +64,11 @@ def test_a_tree_by_hand():
     labels = torch.tensor([[-100, -100, 7, 8, 9], [-100, -100, 4, 0, 0], [-100, 6, 7, 8, 3], [1, -100, -100, -100, -100]])
     labels[1, 3:] = IGNORE
     tree = tree_of(ids, labels, (5, 3, 5, 5))
-    assert tree.lengths == (4, 2, 4), "a row's last token predicts nothing, and a row without labels is not there"
+    assert tree.lengths == (4, 2), "a row's last token predicts nothing; a row without labels is not there, nor one twice"
     assert ids.flatten()[tree.places].tolist() == [5, 6, 7, 8] and tree.positions.tolist() == [0, 1, 2, 3]
-    assert tree.nodes.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3]
+    assert tree.nodes.tolist() == [0, 1, 2, 3, 0, 1] and tree.starts == (2, 0)
     assert tree.kept.tolist() == [1, 2, 3, 1, 0, 1, 2, 3]
-    assert tree.nodes[tree.owners].tolist() == [0, 1, 2, 3] and tree.total == 18 and tree.pays
+    assert tree.owners.tolist() == [4, 5, 2, 3] and tree.total == 18 and tree.pays
     nothing = tree_of(ids, torch.full_like(ids, IGNORE), (5, 3, 5, 5))
     assert not nothing.pays and not len(nothing.places) and not len(nothing.kept)
     assert not tree_of(ids[:, :1], labels[:, :1], (1,) * 4).pays
@@ -83,15 +84,23 @@ def test_a_trees_branches_are_the_rows(seed: int):
     labels = torch.tensor([[1 if place < length and chosen.random() < 0.4 else IGNORE for place in range(width)] for length in lengths])
     tree = tree_of(ids, labels, lengths)
     tokens, begins = ids.flatten()[tree.places], {}
-    rows = [row for row in range(count) if (labels[row, 1:] != IGNORE).any()]
+    ends = {row: int((labels[row, 1:] != IGNORE).nonzero().max()) + 1 for row in range(count) if (labels[row, 1:] != IGNORE).any()}
+    first: dict[tuple[int, ...], int] = {}
+    for row, end in ends.items():
+        first.setdefault(tuple(ids[row, :end].tolist()), row)
+    of_row = dict(zip(first.values(), tree.nodes.split(list(tree.lengths)), strict=True))
     kept = []
-    for row, nodes in zip(rows, tree.nodes.split(list(tree.lengths)), strict=True):
-        last = int((labels[row, 1:] != IGNORE).nonzero().max())
+    for row, end in ends.items():
+        last, nodes = end - 1, of_row[first[tuple(ids[row, :end].tolist())]]
         assert tokens[nodes].tolist() == ids[row, : last + 1].tolist() and tree.positions[nodes].tolist() == list(range(last + 1))
         for place, node in enumerate(nodes.tolist()):
             assert begins.setdefault(tuple(ids[row, : place + 1].tolist()), node) == node
         kept += [int(nodes[place]) for place in range(last + 1) if labels[row, place + 1] != IGNORE]
     assert len(begins) == len(tree.places) == len(set(begins.values())) and tree.kept.tolist() == kept
+    assert tree.nodes[tree.owners].tolist() == list(range(len(begins)))
+    begin = [sum(tree.lengths[:row]) for row in range(len(tree.lengths))]
+    owned = [place for start, row, length in zip(tree.starts, begin, tree.lengths, strict=True) for place in range(row + start, row + length)]
+    assert sorted(tree.owners.tolist()) == owned
 
 
 @pytest.mark.parametrize("parts", [["attention", "rows", "prefixes"], list(PARTS)], ids=["alone", "all"])
@@ -117,6 +126,7 @@ def test_the_loss_and_the_gradients_are_those_of_each_row(parts: list[str], chec
 
 def test_long_rows_go_through_sdpa_with_the_same_gradients(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ftx_fast_attention.PRODUCTS", 30)
+    monkeypatch.setattr("ftx_fast_segments.PRODUCTS", 30)
     test_the_loss_and_the_gradients_are_those_of_each_row(["attention", "rows", "prefixes"], False)
 
 
@@ -225,21 +235,22 @@ def test_a_small_saving_does_not_pay():
     ids, labels = batch(prefix=0)
     tree = tree_of(ids, labels, LENGTHS)
     assert tree.total - len(tree.places) < 0.1 * tree.total
-    assert Tree(tree.places, tree.positions, tree.nodes, tree.owners, tree.lengths, tree.kept, total=len(tree.places) + 1).pays is False
+    assert Tree(tree.places, tree.positions, tree.nodes, tree.owners, tree.lengths, tree.starts, tree.kept, rows=6, total=len(tree.places) + 1).pays is False
 
 
 def test_on_a_gpu_the_gradients_of_a_token_are_added_in_one_order():
     """What index_put_ adds is what index_add_ does; a GPU takes the first, for its index_add_ adds in any order."""
     ids, labels = batch()
     segments: Segments = tree_of(ids, labels, LENGTHS).arguments(ids, 0, 1)[ROWS]
-    spread = segments.branches
+    assert segments.whole is not None
+    spread = segments.whole[1]
     assert spread.again is not None and spread.number is not None and spread.others is not None
     more = torch.randn(len(spread.others), 4)
     zeros = torch.zeros(len(spread.again), 4)
     torch.testing.assert_close(zeros.index_put((spread.number,), more, accumulate=True), zeros.index_add(0, spread.number, more))
     x = torch.randn(len(segments.owners), 4, dtype=torch.float64, requires_grad=True)
     wanted = torch.autograd.grad((x[segments.nodes] ** 2).sum(), x)[0]
-    torch.testing.assert_close(torch.autograd.grad((spread.keys(x) ** 2).sum(), x)[0], wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad((spread.take(x) ** 2).sum(), x)[0], wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.gpu
