@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 
 import torch
 
-from ftx.measure import live_storages, measure, size_of
+from ftx.measure import live_storages, measure, resident, size_of
 from ftx.testing.tiny import tiny_model
 
 MB = 1_000_000
@@ -103,3 +105,10 @@ def test_weights_gradients_and_states_to_the_byte():
         optimizer.step()
     steps = sum(state["step"].untyped_storage().nbytes() for state in optimizer.state.values())
     assert found.end - found.start == 2 * weights + steps
+
+
+def test_a_process_is_not_told_what_its_parent_held():
+    ballast = torch.ones(100 * MB)  # 400 MB that are there
+    asked = "from ftx.measure import resident; print(resident())"
+    found = int(subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, preexec_fn=lambda: None).stdout)
+    assert found < ballast.nbytes < resident()

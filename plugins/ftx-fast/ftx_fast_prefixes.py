@@ -49,7 +49,7 @@ class Tree:
     @property
     def pays(self) -> bool:
         """Whether the tree is so much smaller than the rows that its gathering is worth it."""
-        return self.rows > 1 and self.total - len(self.places) > PAYS * self.total
+        return self.rows > 1 and len(self.places) > 0 and self.total - len(self.places) > PAYS * self.total
 
     def arguments(self, input_ids: Tensor, fill: int, multiple: int = 1) -> dict[str, Any]:
         """What a transformers model gets for the batch [batch, length] that the tree was made from: one sequence, filled up with `fill`."""
