@@ -85,8 +85,9 @@ def plan_shape(shape: Shape, run: Run) -> Shape | None:
     """The shape that is planned for, as this plugin makes it: what the others' `memory_use` must know of it.
 
     Asked in the order formatter, quantizer, adapter, trainer; each gets what those before it made. An adapter says how
-    many numbers train (`trained`), a trainer what a forward pass holds (`lengths`) and what it computes otherwise than
-    transformers (`fused`, `autocast`, `joined`): `dataclasses.replace(shape, trained=...)`. Must not import torch.
+    many numbers train (`trained`) and whether it drops something of each row's own (`dropout`), a trainer what a forward
+    pass holds (`lengths`, `shared`) and what it computes otherwise than transformers (`fused`, `autocast`, `joined`):
+    `dataclasses.replace(shape, trained=...)`. Must not import torch.
     """
 
 

@@ -81,7 +81,7 @@ def softmax_of(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     chosen = logits.gather(-1, targets[:, None])
     total = logits.sub_(highest).exp_().sum(-1, keepdim=True)  # in place: a pass over the logits is not cheap beside a product
     logps = (chosen - total.log().add_(highest))[:, 0]  # the log-sum-exp first, as torch rounds it
-    return logps, torch.mul(logits, total.reciprocal_(), out=weight.new_empty(logits.shape)) if write else logits
+    return logps, logits.mul_(total.reciprocal_()).to(weight.dtype) if write else logits  # into a half `out` torch would go through one in fp32
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -108,15 +108,15 @@ def head(shape: Shape, *, compared: bool = False) -> int:
     e = 2 if shape.autocast else shape.compute
     logits = chunk(shape) * shape.vocabulary
     found = 2 * e * shape.supervised * shape.hidden
-    forward = logits * (4 + e if shape.device == "cpu" else e)  # on a GPU a kernel writes the softmax over the logits
-    if e != (4 if shape.trains_base else shape.loaded):
-        forward += e * shape.vocabulary * shape.hidden  # the weight in the dtype of the products
+    forward = logits * (4 + e % 4 if shape.device == "cpu" else e)  # fp32, and as the products have them; on a GPU a kernel writes the softmax over these
+    cast = e * shape.vocabulary * shape.hidden * (e != (4 if shape.trains_base else shape.loaded))  # the weight in the dtype of the products
+    forward += cast
     if compared:
         forward = max(forward, logits * 20)
         found += e * shape.supervised * shape.hidden
     if shape.trains_base:
-        weight = 4 * shape.vocabulary * shape.hidden
-        forward = max(forward, weight + max(logits * 8, weight + logits * 4))
+        weight = 4 * shape.vocabulary * shape.hidden  # its gradient, and that of one chunk, as it comes and in float32
+        forward = max(forward, weight + cast + max(logits * 8, cast + weight + logits * 4))
     return found + forward
 
 

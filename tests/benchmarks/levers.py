@@ -16,13 +16,15 @@ from run import command, measure, processor, replace, step_of, write_data
 
 from ftx_fast import PARTS
 
+#: Parts that want others: rows are joined only where attention keeps them apart, and grow together only where they are joined.
+WITH = {"rows": ["attention", "rows"], "prefixes": ["attention", "rows", "prefixes"]}
 MARKS = "<!-- levers: begin -->", "<!-- levers: end -->"
 
 
 def ways() -> dict[str, str]:
     """What it is called -> trainer.fast."""
     alone = {f"{part} alone": f"[{part}]" for part in PARTS}
-    alone["rows alone"] = "[attention,rows]"  # rows are joined only where attention keeps them apart
+    alone |= {f"{part} alone": f"[{','.join(with_)}]" for part, with_ in WITH.items()}
     without = {f"all but {part}": f"[{','.join(other for other in PARTS if other != part)}]" for part in PARTS}
     return {"off": "off", **alone, "all": "auto", **without}
 
@@ -49,9 +51,7 @@ def main() -> None:
     for part, what in PARTS.items():
         peak = statistics.median(run["peak"] for run in found[f"{part} alone"]) / 2**20
         lost = statistics.median(step_of(b) / step_of(a) for a, b in zip(found["all"], found[f"all but {part}"], strict=True))
-        lines.append(
-            f"| `{part}`{' (with attention)' if part == 'rows' else ''} | {what} | {against(f'{part} alone', 'off')} | {lost:.2f} times | {peak:.0f} |"
-        )
+        lines.append(f"| `{part}` | {what} | {against(f'{part} alone', 'off')} | {lost:.2f} times | {peak:.0f} |")
     off, everything = (statistics.median(run["peak"] for run in found[name]) / 2**20 for name in ("off", "all"))
     lines.append(f"| all | | {against('all', 'off')} | | {everything:.0f} (off: {off:.0f}) |")
     replace(

@@ -1,7 +1,8 @@
-"""Predicted and measured memory over a grid: smollm2, four adapters, two trainers, activations kept and recomputed, three lengths.
+"""Predicted and measured memory over a grid: smollm2, four adapters, two trainers, activations kept and recomputed, three lengths, in
+float32; and a part of it in bfloat16 where the processor multiplies that in fact.
 
 `python tests/benchmarks/plan_grid.py` runs all cells and writes each into the table of docs/benchmarks.md as it comes; words after it
-choose cells (`lora`, `dpo-64`, `full-sft-kept-64`), and the others' rows stay. Each cell loads the model and trains two steps of one
+choose cells (`lora`, `dpo-64`, `full-sft-kept-64`, `bfloat16`), and the others' rows stay. Each cell loads the model and trains two steps of one
 row or pair.
 """
 
@@ -18,12 +19,23 @@ ADAPTERS = ("full", "lora", "dora", "qlora")
 TRAINERS = ("sft", "dpo")
 CHECKPOINTING = (False, True)
 LENGTHS = (64, 256, 640)
-CELLS = list(itertools.product(ADAPTERS, TRAINERS, CHECKPOINTING, LENGTHS))
+CELLS = list(itertools.product(ADAPTERS, TRAINERS, CHECKPOINTING, LENGTHS, ("float32",)))
+#: In bfloat16 a processor without it needs minutes a step.
+HALF = list(itertools.product(ADAPTERS, TRAINERS, CHECKPOINTING, (256,), ("bfloat16",)))
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- plan grid: begin -->", "<!-- plan grid: end -->"
 
 
-def cell(adapter: str, trainer: str, checkpointing: bool, length: int, *, dtype: str = "float32", trace: bool = False) -> dict[str, Any]:
+def cells() -> list[tuple[str, str, bool, int, str]]:
+    """Those for this machine."""
+    import torch
+
+    from ftx.device import best_dtype
+
+    return CELLS + HALF * (best_dtype("cpu") is torch.bfloat16)
+
+
+def cell(adapter: str, trainer: str, checkpointing: bool, length: int, dtype: str = "float32", *, trace: bool = False) -> dict[str, Any]:
     """One cell: `predicted` and `measured` bytes with their kinds, and with `trace` the bytes of the second predictor."""
     import torch
 
@@ -53,7 +65,7 @@ def cell(adapter: str, trainer: str, checkpointing: bool, length: int, *, dtype:
 
 
 def main(words: list[str]) -> None:
-    for one in CELLS:
+    for one in cells():
         if words and not any(set(word.split("-")) <= set(named(one)) for word in words):
             continue
         began = time.monotonic()
@@ -64,9 +76,9 @@ def main(words: list[str]) -> None:
         write(line)
 
 
-def named(one: tuple[str, str, bool, int]) -> tuple[str, ...]:
+def named(one: tuple[str, str, bool, int, str]) -> tuple[str, ...]:
     """A cell's first columns."""
-    return one[0], one[1], "recomputed" if one[2] else "kept", str(one[3])
+    return one[0], one[1], "recomputed" if one[2] else "kept", str(one[3]), one[4]
 
 
 def write(line: str) -> None:
@@ -76,12 +88,12 @@ def write(line: str) -> None:
     text = PAGE.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
     inside, _, after = rest.partition(END)
-    rows = {tuple(row.strip("| ").split(" | "))[:4]: row for row in [*inside.splitlines(), line] if row.startswith("| ")}
-    ordered = [rows[named(one)] for one in CELLS if named(one) in rows]
+    rows = {tuple(row.strip("| ").split(" | "))[:5]: row for row in [*inside.splitlines(), line] if row.startswith("| ")}
+    ordered = [rows[named(one)] for one in CELLS + HALF if named(one) in rows]
     worst = max(abs(float(row.strip("| %").rsplit(" | ", 1)[1])) for row in ordered)
-    head = f"`python tests/benchmarks/plan_grid.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, float32 on a CPU; "
-    head += f"{len(ordered)} of {len(CELLS)} cells, the worst {worst:.2f} % apart."
-    columns = "| adapter | trainer | activations | tokens | predicted MiB | measured MiB | apart |\n|---|---|---|---|---|---|---|"
+    head = f"`python tests/benchmarks/plan_grid.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, on a CPU; "
+    head += f"{len(ordered)} of {len(CELLS + HALF)} cells, the worst {worst:.2f} % apart."
+    columns = "| adapter | trainer | activations | tokens | dtype | predicted MiB | measured MiB | apart |\n|---|---|---|---|---|---|---|---|"
     PAGE.write_text(f"{before}{BEGIN}\n\n{head}\n\n{columns}\n" + "\n".join(ordered) + f"\n\n{END}{after}", "utf-8")
 
 
