@@ -51,7 +51,7 @@ def test_they_are_those_that_come(accumulation, after):
 def test_pairs_count_with_both_sides():
     dataset = Dataset.from_dict({"chosen_input_ids": [[1] * 2, [1] * 5, [1]], "rejected_input_ids": [[2], [1], [2] * 4]})
     loader = Accelerator(cpu=True).prepare(DataLoader(dataset, batch_size=1))
-    assert sizes_of_steps(loader, accumulation=1, after=0, last=3) == {1: (3, 4), 2: (5, 10), 3: (5, 8)}
+    assert sizes_of_steps(loader, accumulation=1, after=0, last=3) == {1: (3, 3, 4), 2: (6, 5, 10), 3: (5, 5, 8)}
     assert longest_of(sizes_of_steps(loader, accumulation=1, after=0, last=3)) == {2}
     assert longest_of(sizes_of_steps(loader, accumulation=1, after=2, last=3)) == {3}
     assert longest_of(sizes_of_steps(loader, accumulation=1, after=3, last=3)) == set()

@@ -568,14 +568,16 @@ def check_a_step(adapter: str, trainer: str, checkpointing: str, alike: int, tmp
     return plan
 
 
-def test_what_rows_begin_with_alike():
+@pytest.mark.parametrize("at_once", [10_000, 1])
+def test_what_rows_begin_with_alike(at_once, monkeypatch):
+    monkeypatch.setattr("ftx.rows.AT_ONCE", at_once)
     ids = [[1, 2, 3, 4], [1, 2, 3], [1, 2, 9, 9, 9], [1, 2, 3, 4]]
     assert prefix_of(Dataset.from_dict({"input_ids": ids})) == 2
     assert prefix_of(Dataset.from_dict({"input_ids": [[7, 8]] * 3})) == 2
     assert prefix_of(Dataset.from_dict({"input_ids": [[7, 8], [1]]})) == 0
     pairs = Dataset.from_dict({"chosen_input_ids": ids, "rejected_input_ids": [[1, 2, 3, 5], [1, 2], [2], [1, 2, 3, 4]], "x": [0] * 4})
     assert prefix_of(pairs) == 0
-    rows = rows_of(pairs.rename_column("x", "labels").remove_columns("labels").add_column("chosen_labels", ids).add_column("rejected_labels", ids))
+    rows = rows_of(pairs.remove_columns("x").add_column("chosen_labels", ids).add_column("rejected_labels", ids))
     assert rows.alike == [3, 2, 0, 4] and rows.lengths == [(4, 4), (3, 2), (5, 1), (4, 4)]
 
 

@@ -51,6 +51,21 @@ def test_what_else_the_process_holds_is_not_the_runs(shared):
     assert beside["peak_memory"] == pytest.approx(alone["peak_memory"], rel=0.001) and ballast.nbytes > 10 * alone["peak_memory"]
 
 
+@pytest.mark.parametrize(("trainer", "alike"), [("sft", ([], 30)), ("dpo", ([40] * 4, 10))])
+def test_rows_of_a_trial_begin_alike_as_the_datas_do(shared, trainer, alike):
+    planner, case, run, tokenizer = planned(shared, trainer=trainer, accumulation=2, alike=alike)
+    tokens = like(case)
+    names = [name for name in tokens.column_names if name.endswith("input_ids")]
+    sequences = [row[name] for row in tokens for name in names]
+    assert [len(one) for one in sequences] == list(case.prediction.asked.lengths) * 2
+    nodes = {tuple(one[:end]) for one in sequences[: len(sequences) // 2] for end in range(1, len(one) + 1)}
+    assert len(nodes) == sum(case.prediction.asked.lengths) - case.prediction.asked.alike
+    measured = rehearse(case, run, tokens, tokenizer, planner.catalogue)
+    assert measured["peak_memory"] == pytest.approx(case.prediction.peak_memory, rel=0.05)
+    assert trace(case, run, tokens, tokenizer, planner.catalogue) == pytest.approx(measured["peak_memory"], rel=0.01)
+    assert len({len(row[names[0]]) for row in like(case, (20,) * len(case.prediction.asked.lengths))}) == 1
+
+
 @pytest.fixture(scope="module")
 def shared():
     from ftx.testing.runs import shared_model_dir
@@ -58,13 +73,13 @@ def shared():
     return shared_model_dir()
 
 
-def planned(path, adapter="lora", trainer="sft", checkpointing=False, accumulation=1):
+def planned(path, adapter="lora", trainer="sft", checkpointing=False, accumulation=1, alike=()):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "gradient_checkpointing": checkpointing}
     options |= {"fast": [part for part in PARTS if part != "products"]}  # oneDNN's workspace is memory too, and no trace sees it
     recipe = Recipe(data="-", formatter=Choice("auto"), adapter=Choice(adapter), trainer=Choice(trainer, options), dtype="float32", device="cpu")
     sides = 2 if trainer == "dpo" else 1
     run = Run(recipe=recipe, ledger=Ledger(), dtype=torch.float32, model=str(path), model_path=path, say=lambda line: None)
-    planner = Planner(Catalogue(), run, Machine("cpu", None, True), path, Rows([(60,) * sides, (50,) * sides] * 2, [20 * sides] * 4))
+    planner = Planner(Catalogue(), run, Machine("cpu", None, True), path, Rows([(60,) * sides, (50,) * sides] * 2, [20 * sides] * 4, *alike))
     case = planner.case(recipe)
     return planner, case, replace(run, recipe=case.recipe, hooks=case.hooks), models.load_tokenizer(path)
 

@@ -194,9 +194,10 @@ def report(planner: Planner, case: Case, made: list[Change], console: Console) -
         console.say("note: nothing trains, as far as the plugins say: see that the adapter's target_modules name modules of the model.")
     if not shape.known:
         console.say(f"note: the formulas are made for models of Llama's kind; for '{shape.model_type}' they are an estimate.")
-    lengths = f"{len(shape.lengths)} sequences, the longest of {shape.longest} tokens" if len(shape.lengths) > 1 else f"one sequence of {shape.longest} tokens"
+    asked = prediction.asked
+    lengths = f"{len(asked.lengths)} sequences, the longest of {asked.longest} tokens" if len(asked.lengths) > 1 else f"one sequence of {asked.longest} tokens"
     lengths += f", joined to {shape.tokens} without padding" if shape.joined else ""
-    lengths += " and what they begin with alike once" if shape.shared else ""
+    lengths += ", what they begin with alike once" if shape.shared else ""
     again = "recomputed" if shape.checkpointing else "kept"
     console.say(f"a forward pass: {lengths}; {shape.accumulation} a step; activations {again}")
     for change in made:

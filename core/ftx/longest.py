@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> dict[int, tuple[int, int]] | None:
-    """Of each step (numbered from 1) behind `after`, up to `last`: the most tokens of a batch (what a row's two sequences begin with alike
-    counts once), and the most positions of one that is padded. None where a DataLoader does not tell: rows of unknown length, an order
-    that hangs on whatever drew random numbers before, several processes. It is left as it was.
+def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> dict[int, tuple[int, ...]] | None:
+    """Of each step (numbered from 1) behind `after`, up to `last`, the most that a batch of it has: of tokens, of tokens if what a row's
+    two sequences begin with alike counts once, and of positions if it is padded. None where a DataLoader does not tell: rows of unknown
+    length, an order that hangs on whatever drew random numbers before, several processes. It is left as it was.
     """
     from accelerate.data_loader import SeedableRandomSampler
     from torch.utils.data import BatchSampler, SequentialSampler
@@ -25,7 +25,7 @@ def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> 
     except (AttributeError, KeyError, TypeError, IndexError):
         return None
     steps = math.ceil(len(batches) / accumulation)
-    found: dict[int, tuple[int, int]] = {}
+    found: dict[int, tuple[int, ...]] = {}
     for epoch in range(after // steps, math.ceil(last / steps)):
         for number, batch in enumerate(epoch_of(batches, epoch)):
             step = epoch * steps + number // accumulation + 1
@@ -33,15 +33,15 @@ def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> 
                 break
             if step > after:
                 sequences = [length for row in batch for length in lengths[row]]
-                tokens, padded = found.get(step, (0, 0))
                 once = sum(sequences) - (sum(alike[row] for row in batch) if alike else 0)
-                found[step] = max(tokens, once), max(padded, max(sequences) * len(sequences))
+                sizes = sum(sequences), once, max(sequences) * len(sequences)
+                found[step] = tuple(map(max, sizes, found.get(step, sizes)))
     return found
 
 
-def longest_of(sizes: dict[int, tuple[int, int]]) -> set[int]:
-    """The steps that are the longest by tokens and by positions; of equals the first."""
-    return {max(sizes, key=lambda step: sizes[step][which]) for which in (0, 1)} if sizes else set()
+def longest_of(sizes: dict[int, tuple[int, ...]]) -> set[int]:
+    """The steps that are the longest by one of these sizes; of equals the first."""
+    return {max(sizes, key=lambda step: sizes[step][which]) for which in range(3)} if sizes else set()
 
 
 def epoch_of(batches: Any, epoch: int) -> Iterator[list[int]]:

@@ -79,7 +79,8 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 
         if not module.training or not torch.is_grad_enabled():
             return
-        size = max((one.numel() for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and not one.is_floating_point()), default=0)
+        whole = [one.numel() for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and not one.is_floating_point()]
+        size = kwargs["input_ids"].numel() if isinstance(kwargs.get("input_ids"), torch.Tensor) else max(whole, default=0)
         self.positions += size
         if self.block is not None or (self.looking and size > LONGER * self.longest):
             self.batch = max(self.batch, size)

@@ -75,7 +75,8 @@ class Planner:
     def at(self, recipe: Recipe, hooks: Hooks, length: int | None = None) -> Prediction:
         """The prediction for a resolved recipe on rows of at most `length` tokens, if that is given."""
         run = replace(self.run, recipe=recipe, hooks=hooks)
-        return max((predict(run, hooks, shape) for shape in self.shapes(recipe, hooks, length)), key=lambda found: found.peak_memory)
+        found = [predict(run, hooks, shape) for shape in self.shapes(recipe, hooks, length)]
+        return replace(max(found, key=lambda one: one.peak_memory), evaluation=max(one.evaluation for one in found))
 
     def longest(self, recipe: Recipe, hooks: Hooks, most: int) -> int:
         """The longest rows, up to `most` tokens, with which a resolved recipe fits; 0 if none do."""
@@ -94,8 +95,8 @@ class Planner:
         elif options.get(PACKING) and longest:
             yield shape.with_batch(*largest_packs([sum(row) for row in self.rows.lengths], self.rows.supervised, micro, longest))
         else:
-            for lengths, supervised, shared in largest_batches(self.rows, micro, longest):
-                yield shape.with_batch(lengths, supervised, shared)
+            for batch in largest_batches(self.rows, micro, longest):
+                yield shape.with_batch(*batch)
 
     @functools.cached_property
     def model(self) -> Shape:
@@ -184,7 +185,7 @@ def _shorter(planner: Planner, case: Case) -> Change | None:
     options = _options(case.recipe)
     if LENGTH not in options:
         return None
-    longest = options[LENGTH] if options.get(PACKING) else case.prediction.shape.longest
+    longest = options[LENGTH] if options.get(PACKING) else case.prediction.asked.longest
     best = planner.longest(case.recipe, case.hooks, longest - 1)
     if best < SHORTEST:
         return None

@@ -145,7 +145,7 @@ def like(case: Case, lengths: Sequence[int] = ()) -> Dataset:
     shape, trainer = case.prediction.asked, next(plugin for key, plugin in case.hooks.list_name_plugin() if key.startswith("trainer:"))
     names = ["chosen_", "rejected_"] if declared(type(trainer), "sequences") == 2 else [""]
     wanted, share = lengths or shape.lengths, shape.supervised / max(1, sum(shape.lengths))
-    each, more = divmod(shape.shared, max(1, len(wanted) - 1))
+    each, more = divmod(shape.alike * sum(wanted) // max(1, sum(shape.lengths)), max(1, len(wanted) - 1))
     rows: list[dict[str, Any]] = []
     for copy in range(min(2, case.prediction.shape.accumulation)):
         for first in range(0, len(wanted), len(names)):

@@ -69,8 +69,10 @@ class Shape:
     """Tokens of each sequence of the largest forward pass."""
     supervised: int = 2048
     """Positions of it whose next token counts in the loss."""
+    alike: int = 0
+    """Tokens of it with which a sequence begins as another one does: what the data say."""
     shared: int = 0
-    """Positions of it that repeat what another sequence begins with. A trainer that computes them all says 0."""
+    """Positions that are not computed again for them. A trainer that `joined` its sequences so says it."""
     accumulation: int = 1
     checkpointing: bool = False
 
@@ -158,9 +160,9 @@ class Shape:
         """Whether the formulas were made for this kind of model."""
         return self.model_type in KNOWN
 
-    def with_batch(self, lengths: tuple[int, ...], supervised: int | None = None, shared: int = 0) -> Shape:
+    def with_batch(self, lengths: tuple[int, ...], supervised: int | None = None, alike: int = 0) -> Shape:
         """The same with another largest batch; every token of it counts in the loss unless `supervised` says how many."""
-        return replace(self, lengths=lengths, supervised=sum(lengths) if supervised is None else supervised, shared=shared)
+        return replace(self, lengths=lengths, supervised=sum(lengths) if supervised is None else supervised, alike=alike)
 
 
 def read_shape(path: Path, **more: Any) -> Shape:

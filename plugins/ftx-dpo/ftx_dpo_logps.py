@@ -70,7 +70,7 @@ def _logps(batch: list[Any], model: Any) -> list[tuple[float, int]]:
     labels = torch.tensor([[*one.labels, *[-100] * (width - len(one.labels))] for one in batch], device=device)
     keep = next_is_supervised(labels)
     kept: dict[str, Any] = {"logits_to_keep": keep} if takes_mask(model, inner_model(model)) else {}
-    logits = kept_logits(model(input_ids=ids, use_cache=False, **kept).logits, keep)
+    logits = kept_logits(model(input_ids=ids, use_cache=False, **kept).logits, keep, only=bool(kept))
     targets = labels[:, 1:][keep[:, :-1]]
     parts = zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
     logps = -torch.cat([nn.functional.cross_entropy(part.float(), target, reduction="none") for part, target in parts])

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 from ftx.encode import IGNORE
 from ftx.errors import PluginError, RunError
-from ftx_fast import Fast, install, parts_of
+from ftx_fast import Fast, parts_of
 from ftx_fast_prefixes import tree_of
 from ftx_fast_rows import lengths_of
 from ftx_sft_args import arguments
@@ -138,7 +138,7 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
         self.masked_head = takes_mask(model, self.inner)
         self.frozen_fast = Fast()
         if precompute:
-            self.fast = install(model, parts)  # the numbers of training, to the last digit
+            self.fast = self.put_on(model)  # the numbers of training, to the last digit
             try:
                 self.train_dataset = self._with_reference(self.train_dataset)
                 self.eval_dataset = self._with_reference(self.eval_dataset) if self.eval_dataset is not None else None
@@ -153,7 +153,7 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
     def train(self, *args: Any, **keywords: Any) -> Any:
         """As for every trainer; a frozen reference has the shortcuts too."""
         if self.frozen is not None:
-            self.frozen_fast = install(self.frozen, self.parts)
+            self.frozen_fast = self.put_on(self.frozen)
         try:
             return super().train(*args, **keywords)
         finally:
@@ -243,7 +243,7 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
             fast = self.frozen_fast if model is self.frozen else self.fast
             lengths = None if output_router_logits else lengths_of(attention_mask)
             tree = tree_of(input_ids, labels, lengths) if lengths is not None and fast.shares else None
-            found = self.supervised(model, given, labels, lengths, tree, fast)
+            found = self.supervised(model, given, labels, lengths, tree=tree, fast=fast)
             padded = torch.zeros(keep.shape, device=labels.device).masked_scatter(keep, found.logps())
             if keep_for_kl:
                 self._reference_found = found if self._log_kl else None

@@ -89,17 +89,19 @@ class Fast:
         one = join(given["input_ids"], labels, lengths, fill, self.multiple)
         return {**given, **one.arguments()}, one.labels
 
-    def grown(self, given: dict[str, Any], tree: Tree | None, fill: int) -> dict[str, Any] | None:
-        """The model's arguments with the batch's rows grown together where they begin alike, if that is on and pays."""
+    def shared(self, given: dict[str, Any], tree: Tree | None, fill: int) -> dict[str, Any] | None:
+        """The model's arguments with what the batch's rows begin with alike there once, if that is on and pays."""
         if not self.shares or tree is None or not tree.pays:
             return None
         return {**given, **tree.arguments(given["input_ids"], fill, self.multiple)}
 
 
-def install(model: nn.Module, parts: Sequence[str]) -> Fast:
-    """Put the named parts on an adapted model; whatever does not apply is left as it was and named in `off`."""
+def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False) -> Fast:
+    """Put the named parts on an adapted model; whatever does not apply is left as it was and named in `off`.
+
+    `noise`: its embeddings are given some while it trains.
+    """
     from ftx_fast_machine import fp32_products, keep_memory
-    from ftx_fast_rows import MULTIPLE
 
     fast = Fast()
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -109,18 +111,9 @@ def install(model: nn.Module, parts: Sequence[str]) -> Fast:
         if "products" in parts and on_cpu:
             fast.installed.append(fp32_products(model))
         if "attention" in parts:
-            from ftx_fast_attention import install as attention
-            from ftx_fast_prefixes import install as prefixes
-            from ftx_fast_prefixes import unfit
-
-            shares = {"rows", "prefixes"} <= {*parts} and "graphs" not in parts
-            fast.installed.append(attention(model, flash="graphs" not in parts and not (shares and not unfit(model))))
-            if "rows" in parts and fast.installed[-1].on:
-                fast.joins, fast.multiple = knows_segments(model), MULTIPLE if on_cpu else 1
-                fast.installed.append(rows(fast.joins))
-            if shares and fast.joins:
-                fast.installed.append(prefixes(model))
-                fast.shares = bool(fast.installed[-1].on)
+            attend(fast, model, parts, on_cpu=on_cpu, noise=noise)
+        elif "prefixes" in parts:
+            fast.installed.append(without_prefixes("they want attention and rows"))
         if "layers" in parts:
             from ftx_fast_layers import install as layers
 
@@ -150,6 +143,37 @@ def generating(model: nn.Module, parts: Sequence[str] = tuple(PARTS)) -> Iterato
         yield fast
     finally:
         fast.undo()
+
+
+def attend(fast: Fast, model: nn.Module, parts: Sequence[str], *, on_cpu: bool, noise: bool) -> None:
+    """Attention, and what goes with it: rows joined, and sharing what they begin with. The flash-attention library, where it is
+    installed, knows no tree of rows, and is taken where they share nothing."""
+    from ftx_fast_attention import install as attention
+    from ftx_fast_prefixes import install as prefixes
+    from ftx_fast_rows import MULTIPLE
+
+    recorded = "graphs" in parts and not on_cpu
+    shares = {"rows", "prefixes"} <= {*parts} and not recorded and not noise
+    place = len(fast.installed)
+    fast.installed.append(attention(model, flash=not (recorded or shares)))
+    if "rows" in parts and fast.installed[-1].on:
+        fast.joins, fast.multiple = knows_segments(model), MULTIPLE if on_cpu else 1
+        fast.installed.append(rows(fast.joins))
+    if shares and fast.joins:
+        fast.installed.append(prefixes(model))
+        fast.shares = bool(fast.installed[-1].on)
+    elif "prefixes" in parts:
+        why = "beside graphs" if recorded else "noise on the embeddings, which is each row's own" if noise else "rows are not joined"
+        fast.installed.append(without_prefixes(why))
+    if shares and not fast.shares:
+        fast.installed[place].undo()
+        fast.installed[place] = attention(model)
+
+
+def without_prefixes(why: str) -> Installed:
+    from ftx_fast_installed import Installed
+
+    return Installed(lambda: None, off=[f"prefixes: {why}"])
 
 
 def rows(joins: bool) -> Installed:
@@ -190,6 +214,8 @@ def knows_segments(model: nn.Module) -> bool:
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None or "position_ids" not in inspect.signature(inner.forward).parameters:
         return False
+    if any(getattr(one, "alora_invocation_tokens", None) for one in getattr(model, "peft_config", {}).values()):
+        return False  # each row of a batch is looked through for them
     if not set(getattr(inner.config.get_text_config(), "layer_types", None) or []) <= SEPARABLE:
         return False
     if inner is model:

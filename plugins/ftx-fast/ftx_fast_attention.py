@@ -19,7 +19,7 @@ from ftx_fast_segments import PRODUCTS, Segments
 #: The name under which transformers knows this attention.
 NAME = "ftx_fast"
 #: The argument of a model in which its attention gets the Segments of a tree of rows (ftx_fast_prefixes).
-ROWS = "ftx_fast_rows"
+ROWS = "ftx_fast_segments"
 #: Queries that are multiplied with their keys at once: shorter blocks skip more of what causality hides, longer ones
 #: need fewer calls. Forward and backward of 1776 tokens, 9 heads of 64 on 3 key heads, one Zen 4 core, bf16, in ms:
 #:      length   SDPA   32   48   64   96
@@ -144,10 +144,19 @@ def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, scale: float, 
         segments.batches, queries.take(flat[0]).split(asked), keys.take(flat[1]).split(seen), keys.take(flat[2]).split(seen), strict=True
     ):
         if rows == 1 < len(seen):
-            k, v = k.clone(), v.clone()  # a view of one segment would keep all of them
+            q, k, v = q.clone(), k.clone(), v.clone()  # a view of one segment would keep all of them
         q, k, v = (x.view(rows, -1, x.shape[1], size).transpose(1, 2) for x in (q, k, v))
         outs.append(causal(q, k, v, scale).reshape(rows * (longest - first), heads, size))
     return queries.back(torch.cat(outs)).view(batch, length, heads, size)
+
+
+def through_sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, segments: Segments, **kwargs: Any) -> Tensor:
+    """Attention within the segments of a tree, each whole and under a mask of all of them; shapes as in `causal`."""
+    assert segments.whole is not None
+    queries, keys = segments.whole
+    rows = [spread.take(x[0].transpose(0, 1)).transpose(0, 1).unsqueeze(0) for spread, x in ((queries, query), (keys, key), (keys, value))]
+    out, _ = sdpa_attention_forward(module, *rows, segments.mask(1), **kwargs)
+    return queries.back(out[0]).unsqueeze(0)
 
 
 def attention(
@@ -162,7 +171,7 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls; -> ([batch, length, heads, size], None). SDPA wherever this is no plain causal attention."""
-    attention_mask = kwargs.pop(ROWS, attention_mask)  # what a mask was made from is not the whole of rows that share a beginning
+    attention_mask = kwargs.pop(ROWS, attention_mask)  # transformers makes its mask from position ids, which do not tell a tree
     plain = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     same = query.shape[2] == key.shape[2] > 1 and query.shape[3] == key.shape[3] == value.shape[3] and query.shape[1] % key.shape[1] == 0
     known = not dropout and all(kwargs.get(name) is None for name in OTHERS)
@@ -175,11 +184,9 @@ def attention(
     if isinstance(attention_mask, Segments):
         if plain and same and known:
             return segment_by_segment(query, key, value, scale, attention_mask), None
-        segments, attention_mask = attention_mask, attention_mask.mask(query.shape[0] if attention_mask.nodes is None else 1)
-        if segments.nodes is not None:
-            query, key, value = (x.index_select(2, segments.nodes) for x in (query, key, value))
-            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
-            return out.index_select(1, segments.owners), None
+        if attention_mask.whole is not None:
+            return through_sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs), None
+        attention_mask = attention_mask.mask(query.shape[0])
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
 
 

@@ -27,15 +27,21 @@ def shaped(shape: Shape, parts: Collection[str], *, packed: bool = False) -> Sha
     if shape.softcap:
         on -= {"head"}
     lengths, total = shape.lengths, sum(shape.lengths)
-    grows = {"prefixes", "rows", "attention"} <= on and "graphs" not in on and not (packed or shape.window or shape.dropout) and len(lengths) > 1
-    if grows and shape.shared + len(lengths) > PAYS * total:
+    shares = {"prefixes", "rows", "attention"} <= on and "graphs" not in on and not packed and len(lengths) > 1
+    if shares and may_share(shape) and shape.alike + len(lengths) > PAYS * total:
         seen = tuple(length - 1 for length in lengths)  # a row's last token predicts nothing
-        return replace(shape, fused=frozenset(on), joined=True, **filled(seen, min(shape.shared, (len(seen) - 1) * min(seen)), cpu))
+        return replace(shape, fused=frozenset(on), joined=True, **filled(seen, min(shape.alike, sum(seen) - max(seen)), cpu))
     padded = len(lengths) * max(lengths, default=0)
     pays = {"rows", "attention"} <= on and padded - sum(lengths) > PAYS * padded
     joined = len(lengths) > 1 and (packed or pays)
     own = filled(lengths, 0, cpu) if joined and not packed else {"lengths": lengths, "shared": 0}
     return replace(shape, fused=frozenset(on), joined=joined, **own)
+
+
+def may_share(shape: Shape) -> bool:
+    """Whether rows share what they begin with (`ftx_fast_prefixes.unfit`). Not assumed of a model of another kind, or of an adapter that says
+    nothing of itself: it may drop something, or keep the rows apart."""
+    return shape.known and bool(shape.trained or shape.trains_base) and not (shape.window or shape.dropout)
 
 
 def filled(lengths: tuple[int, ...], shared: int, cpu: bool) -> dict[str, Any]:
@@ -58,6 +64,9 @@ def changes(shape: Shape) -> dict[str, int]:
         kept += sum(attention(shape, *batch) for batch in batches(shape)) - activations.attention(shape) * shape.tokens
         if shape.output_kept and (shape.joined or shape.longest <= PRODUCTS):  # as the projection takes it: without padding, where rows are joined
             kept += shape.compute * shape.queries * shape.tokens
+    if shape.shared and shape.device != "cpu":  # attention's own copies of rows that are whole again, and of its output
+        again = sum(shape.lengths) - shape.tokens
+        kept += activations.attention(shape) * again + shape.compute * shape.queries * shape.tokens * shape.output_kept
     if shape.joined and "attention" not in shape.fused:  # packed rows under a mask: it as numbers, and keys and values repeated for each query head
         kept += shape.compute * (shape.tokens + 2 * (shape.queries - shape.keys)) * shape.tokens
     return {"activations": shape.layers * kept}
@@ -108,7 +117,7 @@ def head(shape: Shape, *, compared: bool = False) -> int:
     e = 2 if shape.autocast else shape.compute
     logits = chunk(shape) * shape.vocabulary
     found = 2 * e * shape.supervised * shape.hidden
-    forward = logits * (4 + e % 4 if shape.device == "cpu" else e)  # fp32, and as the products have them; on a GPU a kernel writes the softmax over these
+    forward = logits * ((4 if e == 4 else 4 + e) if shape.device == "cpu" else e)  # fp32, and as the products have them; on a GPU a kernel needs the latter
     cast = e * shape.vocabulary * shape.hidden * (e != (4 if shape.trains_base else shape.loaded))  # the weight in the dtype of the products
     forward += cast
     if compared:

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from ftx_fast_attention import NAME, ROWS, attention
+from ftx_fast_attention import NAME, OTHERS, ROWS, attention
 from ftx_fast_head import of_two_tokens
 from ftx_fast_installed import Installed
 from ftx_fast_rows import IGNORE, PAYS
 from ftx_fast_segments import Segments
+
+#: Words in the names of a config's values that are above 0 where each row draws numbers of its own.
+NOISY = ("dropout", "pdrop", "jitter", "noise")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Tree:
     owners: Tensor
     """[nodes]: the token that the node is made from, counted as in `nodes`."""
     lengths: tuple[int, ...]
-    """Tokens of each row there; rows without a label, and beginnings of others, are left out."""
+    """Tokens of each row there; a row without a label is not, nor is the same one twice."""
     starts: tuple[int, ...]
     """Of each row there, the first token that makes a node."""
     kept: Tensor
@@ -55,9 +58,10 @@ class Tree:
         """What a transformers model gets for the batch [batch, length] that the tree was made from: one sequence, filled up with `fill`."""
         device, count = input_ids.device, len(self.places)
         rest = torch.arange(-count % multiple)
+        filled = [len(rest)] if len(rest) else []
         segments = Segments(
-            offsets=torch.tensor([0, *self.lengths, len(rest)]).cumsum(0).int().to(device),
-            starts=(*self.starts, 0),
+            offsets=torch.tensor([0, *self.lengths, *filled]).cumsum(0).int().to(device),
+            starts=(*self.starts, *(0 for _ in filled)),
             nodes=torch.cat([self.nodes, rest + count]).to(device),
             owners=torch.cat([self.owners, rest + len(self.nodes)]).to(device),
         )
@@ -76,7 +80,8 @@ def tree_of(input_ids: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tree:
     for row in sorted(np.flatnonzero(needed).tolist(), key=lambda row: ids[row, : needed[row]].tolist()):  # rows that begin alike are neighbours
         length = int(needed[row])
         alike = common(ids[previous, : needed[previous]], ids[row, :length]) if previous is not None else 0
-        numbers[row, :alike] = numbers[previous, :alike] if alike else ()
+        if previous is not None:
+            numbers[row, :alike] = numbers[previous, :alike]
         numbers[row, alike:length] = np.arange(count, count + length - alike)
         places.append(row * width + np.arange(alike, length))
         previous, count, starts[row] = row, count + length - alike, alike
@@ -103,7 +108,7 @@ def unfit(model: nn.Module) -> str:
     config = inner.config.get_text_config()
     if set(getattr(config, "layer_types", None) or []) - {"full_attention"} or getattr(config, "sliding_window", None):
         return "layers that attend to a window"
-    drops = [name for name, value in vars(config).items() if ("dropout" in name or "pdrop" in name) and isinstance(value, float) and value]
+    drops = [name for name, value in vars(config).items() if any(word in name for word in NOISY) and isinstance(value, float) and value]
     if drops or any(isinstance(module, nn.Dropout) and module.p for module in model.modules()):
         return "dropout, which is each row's own"
     return ""
@@ -116,15 +121,18 @@ def install(model: nn.Module) -> Installed:
 
 
 def reaches_attention(model: nn.Module) -> bool:
-    """Whether an argument of the model comes to each layer's attention, once: two tokens are sent through it to see."""
+    """Whether an argument of the model comes to each layer's attention, once, and nothing else that says who sees whom: two tokens
+    are sent through it to see."""
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     if inner.config.get_text_config()._attn_implementation != NAME:
         return False
     found: list[Any] = []
 
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        found.append(kwargs.pop(ROWS, None))
-        return attention(*args, **kwargs)
+    def spy(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        given = kwargs.pop(ROWS, None)
+        own = attention_mask is not None or any(kwargs.get(name) is not None for name in (*OTHERS, "sliding_window"))
+        found.append(None if own else given)
+        return attention(module, query, key, value, attention_mask, **kwargs)
 
     mark, device = object(), next(inner.parameters()).device
     AttentionInterface.register(NAME, spy)

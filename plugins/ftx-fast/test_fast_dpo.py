@@ -11,7 +11,6 @@ from ftx.ledger import Ledger
 from ftx.recipe import Choice, Recipe
 from ftx.run import Run, RunDir
 from ftx.testing.tiny import tiny_model, tiny_tokenizer
-from ftx_fast import install
 
 ftx_dpo = pytest.importorskip("ftx_dpo")
 
@@ -45,7 +44,7 @@ def gradients(model, fast, path):
             parameter.mul_(1.02)
     batches, count = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
     trainer.current_gradient_accumulation_steps = 1
-    trainer.fast, trainer.frozen_fast = install(model, trainer.parts), install(trainer.frozen, trainer.parts)
+    trainer.fast, trainer.frozen_fast = trainer.put_on(model), trainer.put_on(trainer.frozen)
     try:
         parts = (trainer.fast.head is not None, trainer.fast.joins, trainer.frozen_fast.head is not None, trainer.fast.shares)
         assert parts == ((True,) * 4 if fast == "auto" else (False,) * 4)

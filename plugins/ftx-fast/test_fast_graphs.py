@@ -120,7 +120,8 @@ def test_empty_segments_are_nothing():
     assert torch.equal(filled_up(padded), padded) and padded.dtype == torch.int32
     segments, empty = Segments(offsets), Segments(padded, 384)
     assert empty.lengths == segments.lengths == [3, 9, 5, 239] and (segments.longest, empty.longest) == (239, 384)
-    assert all(torch.equal(*pair) for pair in zip(empty.spread[1].tokens, segments.spread[1].tokens, strict=True))
+    for spread, other in zip(empty.spread, segments.spread, strict=True):
+        assert torch.equal(spread.tokens, other.tokens) and torch.equal(spread.own, other.own)
     assert torch.equal(empty.mask(1), segments.mask(1))
 
 

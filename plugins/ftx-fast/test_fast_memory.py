@@ -15,7 +15,7 @@ import ftx_fast_rows as rows
 import ftx_fast_segments as segments
 from ftx.shape import Shape
 
-SHAPE = Shape(hidden=48, intermediate=80, layers=2, heads=6, kv_heads=2, head_dim=8, vocabulary=1000)
+SHAPE = Shape(trained=1, hidden=48, intermediate=80, layers=2, heads=6, kv_heads=2, head_dim=8, vocabulary=1000)
 
 
 def test_constants_are_those_of_the_parts():
@@ -43,7 +43,7 @@ def test_rows_grow_together_where_the_trainer_has_them_grown(length, alike):
     ids = torch.arange(4)[:, None] * 1000 + torch.arange(length).expand(4, length)
     ids[:, :alike] = torch.arange(alike)
     tree = prefixes.tree_of(ids, ids, [length] * 4)
-    shape = memory.shaped(replace(SHAPE, lengths=(length,) * 4, shared=3 * alike), ["rows", "attention", "prefixes"])
+    shape = memory.shaped(replace(SHAPE, lengths=(length,) * 4, alike=3 * alike), ["rows", "attention", "prefixes"])
     assert shape.joined == tree.pays
     if tree.pays:
         given = tree.arguments(ids, 0, rows.MULTIPLE)
@@ -51,11 +51,27 @@ def test_rows_grow_together_where_the_trainer_has_them_grown(length, alike):
         if alike < length:
             theirs, ours = given[attention.ROWS].batches, memory.batches(shape)
             assert sum(count * longest for count, longest, _ in theirs) == sum(count * longest for count, longest, _ in ours)
-            assert sum(count * (longest - first) for count, longest, first in ours) <= 1.2 * sum(count * (longest - first) for count, longest, first in theirs)
+            ours, theirs = (sum(count * (longest - first) for count, longest, first in batches) for batches in (ours, theirs))
+            assert theirs <= ours <= 1.2 * theirs
     for without in (["rows", "attention"], ["prefixes"], ["rows", "attention", "prefixes", "graphs"]):
-        assert memory.shaped(replace(SHAPE, lengths=(length,) * 4, shared=3 * alike), without).shared == 0
-    for more in ({"dropout": True}, {"window": 64}):
-        assert not memory.shaped(replace(SHAPE, lengths=(length,) * 4, shared=3 * alike, **more), ["rows", "attention", "prefixes"]).joined
+        assert memory.shaped(replace(SHAPE, lengths=(length,) * 4, alike=3 * alike), without).shared == 0
+    for more in ({"dropout": True}, {"window": 64}, {"trained": 0}, {"model_type": "mixtral"}):
+        assert not memory.shaped(replace(SHAPE, lengths=(length,) * 4, alike=3 * alike, **more), ["rows", "attention", "prefixes"]).joined
+
+
+def test_pairs_of_unequal_length_share_what_their_two_sides_begin_with():
+    shape = memory.shaped(replace(SHAPE, lengths=(1000, 1000, 10, 10), alike=905), ["rows", "attention", "prefixes"])
+    assert shape.shared == 905 and shape.tokens == -(-(2016 - 905) // 32) * 32
+    assert memory.shaped(replace(SHAPE, lengths=(50, 50), alike=50), ["rows", "attention", "prefixes"]).shared == 49
+
+
+def test_on_a_gpu_attention_has_the_rows_whole():
+    asked = replace(SHAPE, device="cuda", lengths=(100,) * 4, alike=240)
+    shared, apart = (memory.shaped(asked, parts) for parts in (["rows", "attention", "prefixes"], ["rows", "attention"]))
+    assert shared.tokens == 4 * 99 - 240 and apart.tokens == 400
+    per_token = 4 * (2 * 48 + 2 * 16) + 4 * 6
+    assert memory.changes(shared)["activations"] == SHAPE.layers * (per_token * 240 + 4 * 48 * shared.tokens)
+    assert memory.changes(apart)["activations"] == 0
 
 
 def test_packed_rows_cost_a_mask_only_without_this_attention():

@@ -1,4 +1,4 @@
-"""Rows grown together: the loss and the gradients of each row alone, fewer positions, and nothing of a row's neighbours."""
+"""Rows that share what they begin with: the loss and the gradients of each row alone, fewer positions, and nothing of a row's neighbours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM
 
-import ftx_fast_prefixes
+import ftx_fast_attention
 from ftx.testing.tiny import tiny_model
 from ftx_fast import PARTS, Fast, install
 from ftx_fast_attention import ROWS, attention
@@ -41,10 +41,10 @@ def losses(logits: Tensor, wanted: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
-def grown(model: nn.Module, fast: Fast, ids: Tensor, labels: Tensor, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
+def shared(model: nn.Module, fast: Fast, ids: Tensor, labels: Tensor, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
     """The summed loss through the tree."""
     tree = tree_of(ids, labels, lengths)
-    given = fast.grown({"input_ids": ids}, tree, 0)
+    given = fast.shared({"input_ids": ids}, tree, 0)
     assert given is not None
     if fast.head is None:
         return losses(model(**given).logits[0, tree.kept], targets(labels))
@@ -115,7 +115,7 @@ def test_the_loss_and_the_gradients_are_those_of_each_row(parts: list[str], chec
     fast = install(model, parts)
     try:
         assert fast.shares and "what rows begin with alike computed once" in fast.on
-        loss = grown(model, fast, ids, labels)
+        loss = shared(model, fast, ids, labels)
         found = torch.autograd.grad(loss, list(model.parameters()))
     finally:
         fast.undo()
@@ -138,7 +138,7 @@ def test_in_bf16_no_further_from_fp32_than_padded():
     truth = torch.autograd.grad(alone(exact, ids, labels), list(exact.parameters()))
     padded = torch.autograd.grad(losses(model(ids).logits[:, :-1][keep], targets(labels)), list(model.parameters()))
     fast = install(model, ["attention", "rows", "prefixes"])
-    ours = torch.autograd.grad(grown(model, fast, ids, labels), list(model.parameters()))
+    ours = torch.autograd.grad(shared(model, fast, ids, labels), list(model.parameters()))
     fast.undo()
     away = [sum(float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True)) for found in (ours, padded)]
     assert away[0] <= 1.05 * away[1], away
@@ -151,7 +151,7 @@ def test_a_row_does_not_touch_those_that_begin_alike():
 
     def logits() -> list[Tensor]:
         tree = tree_of(ids, labels, LENGTHS)
-        given = fast.grown({"input_ids": ids}, tree, 0)
+        given = fast.shared({"input_ids": ids}, tree, 0)
         assert given is not None
         return list(model(**given).logits[0, tree.kept].split([int((row[1:] != IGNORE).sum()) for row in labels]))
 
@@ -186,6 +186,13 @@ def with_lora(dropout: float) -> nn.Module:
     return get_peft_model(tiny_model(), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=dropout))
 
 
+def with_alora() -> nn.Module:
+    """peft looks for the invocation through each row of a batch."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(tiny_model(), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", alora_invocation_tokens=[5, 6]))
+
+
 def with_window() -> nn.Module:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 300}
     return MistralForCausalLM(MistralConfig(**sizes, sliding_window=8, attn_implementation="sdpa"))
@@ -202,33 +209,71 @@ class DropsArguments(nn.Module):
         return self.inside(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
 
 
+class BringsItsMask(DropsArguments):
+    """A model whose attention is told more than the segments: here by a mask that is always there."""
+
+    def forward(self, input_ids: Tensor, **more: object) -> object:
+        length = input_ids.shape[1]
+        return self.inside(input_ids=input_ids, attention_mask=torch.ones(1, 1, length, length, dtype=torch.bool).tril_(), **more)
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
         (lambda: with_lora(0.1), "prefixes: dropout, which is each row's own"),
         (lambda: tiny_model(attention_dropout=0.1), "prefixes: dropout, which is each row's own"),
         (with_window, "prefixes: layers that attend to a window"),
+        (lambda: tiny_model(jitter_noise=0.1), "prefixes: dropout, which is each row's own"),
         (DropsArguments, "prefixes: the model does not tell its attention what it is told"),
+        (lambda: BringsItsMask(), "prefixes: the model does not tell its attention what it is told"),
     ],
-    ids=["lora-dropout", "attention-dropout", "window", "wrapper"],
+    ids=["lora-dropout", "attention-dropout", "window", "jitter", "wrapper", "mask"],
 )
 def test_where_rows_share_nothing(make, why: str):
     fast = install(make().train(), ["attention", "rows", "prefixes"])
     ids, labels = batch()
     assert why in fast.off and not fast.shares and fast.joins
-    assert fast.grown({"input_ids": ids}, tree_of(ids, labels, LENGTHS), 0) is None
+    assert fast.shared({"input_ids": ids}, tree_of(ids, labels, LENGTHS), 0) is None
     fast.undo()
     shares = install(with_lora(0.0).train(), ["attention", "rows", "prefixes"])
     assert shares.shares
     shares.undo()
 
 
-def test_what_must_not_be_shared_is_asked_before_flash_attention_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    monkeypatch.setattr("ftx_fast_attention.install", lambda model, flash=True: asked.append(flash) or ftx_fast_prefixes.Installed(lambda: None, off=["x"]))
-    for model, parts in ((tiny_model(), PARTS), (with_lora(0.1), PARTS), (tiny_model(), ["attention", "rows"]), (tiny_model(), [*PARTS, "graphs"])):
-        install(model, list(parts)).undo()
-    assert asked == [False, True, True, False]
+def test_rows_of_an_alora_are_neither_joined_nor_shared():
+    fast = install(with_alora().train(), ["attention", "rows", "prefixes"])
+    assert not fast.joins and not fast.shares
+    fast.undo()
+
+
+def test_flash_attention_is_given_up_only_for_rows_that_share(monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU that has the library: it is asked for where rows share nothing, in the end too."""
+    asked, real = [], ftx_fast_attention.install
+    monkeypatch.setattr(ftx_fast_attention, "install", lambda model, flash=True: asked.append(flash) or real(model))
+    for model, parts, noise, wanted in (
+        (tiny_model(), PARTS, False, [False]),
+        (with_lora(0.1), PARTS, False, [False, True]),
+        (DropsArguments(), PARTS, False, [False, True]),
+        (tiny_model(), PARTS, True, [True]),
+        (tiny_model(), ["attention", "rows"], False, [True]),
+    ):
+        before = {name: dict(vars(module)) for name, module in model.named_modules()}
+        fast = install(model.train(), list(parts), noise=noise)
+        assert asked == wanted and "attention without a mask, segment by segment" in fast.on
+        fast.undo()
+        assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+        asked.clear()
+
+
+def test_what_is_asked_for_and_left_out_is_said():
+    for parts, noise, why in (
+        (["prefixes"], False, "prefixes: they want attention and rows"),
+        (["attention", "prefixes"], False, "prefixes: rows are not joined"),
+        (["attention", "rows", "prefixes"], True, "prefixes: noise on the embeddings, which is each row's own"),
+    ):
+        fast = install(tiny_model(), parts, noise=noise)
+        assert why in fast.off and not fast.shares
+        fast.undo()
 
 
 def test_a_small_saving_does_not_pay():
@@ -238,19 +283,18 @@ def test_a_small_saving_does_not_pay():
     assert Tree(tree.places, tree.positions, tree.nodes, tree.owners, tree.lengths, tree.starts, tree.kept, rows=6, total=len(tree.places) + 1).pays is False
 
 
-def test_on_a_gpu_the_gradients_of_a_token_are_added_in_one_order():
-    """What index_put_ adds is what index_add_ does; a GPU takes the first, for its index_add_ adds in any order."""
+def test_the_gradient_of_a_token_is_the_sum_over_its_rows():
     ids, labels = batch()
     segments: Segments = tree_of(ids, labels, LENGTHS).arguments(ids, 0, 1)[ROWS]
-    assert segments.whole is not None
-    spread = segments.whole[1]
-    assert spread.again is not None and spread.number is not None and spread.others is not None
-    more = torch.randn(len(spread.others), 4)
-    zeros = torch.zeros(len(spread.again), 4)
-    torch.testing.assert_close(zeros.index_put((spread.number,), more, accumulate=True), zeros.index_add(0, spread.number, more))
+    assert segments.whole is not None and segments.nodes is not None and segments.owners is not None
     x = torch.randn(len(segments.owners), 4, dtype=torch.float64, requires_grad=True)
-    wanted = torch.autograd.grad((x[segments.nodes] ** 2).sum(), x)[0]
-    torch.testing.assert_close(torch.autograd.grad((spread.take(x) ** 2).sum(), x)[0], wanted, rtol=1e-6, atol=1e-6)
+    weights = torch.randn(len(segments.nodes), 4, dtype=torch.float64)
+    wanted = torch.autograd.grad((x[segments.nodes] * weights).sum(), x)[0]
+    for spread, given in ((segments.whole[1], weights), (segments.spread[1], None)):
+        if given is None:  # the same tokens at the places of the batches, padding with no weight
+            given = torch.zeros(len(spread.tokens), 4, dtype=torch.float64)
+            given[segments._places(skip=False)[1]] = weights
+        torch.testing.assert_close(torch.autograd.grad((spread.take(x) * given).sum(), x)[0], wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.gpu
@@ -265,7 +309,7 @@ def test_on_a_gpu_the_tree_is_no_further_from_fp32_than_padded_rows(dtype: torch
     truth = torch.autograd.grad(alone(exact, ids, labels), list(exact.parameters()))
     padded = torch.autograd.grad(losses(model(ids).logits[:, :-1][keep], targets(labels)), list(model.parameters()))
     fast = install(model, ["attention", "rows", "prefixes"])
-    runs = [torch.autograd.grad(grown(model, fast, ids, labels), list(model.parameters())) for _ in range(2)]
+    runs = [torch.autograd.grad(shared(model, fast, ids, labels), list(model.parameters())) for _ in range(2)]
     fast.undo()
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True)), "the same every time"
     away = [sum(float((a - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True)) for found in (runs[0], padded)]

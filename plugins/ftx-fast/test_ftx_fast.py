@@ -77,14 +77,14 @@ def test_gradients_of_each_part_alone_and_of_all(part):
             keep[:, :-1] = wanted[:, 1:] != -100
             targets = wanted[:, 1:][keep[:, :-1]]
             tree = tree_of(ids, labels, lengths)
-            grown = fast.grown({"input_ids": ids}, tree, 0)
-            assert (grown is not None) == (part in ("prefixes", "all") and bool(parts))
-            places = (0, tree.kept) if grown else keep
+            shared = fast.shared({"input_ids": ids}, tree, 0)
+            assert (shared is not None) == (part in ("prefixes", "all") and bool(parts))
+            places = (0, tree.kept) if shared else keep
             if fast.head is None:
-                loss = torch.nn.functional.cross_entropy(model(**(grown or given)).logits[places], targets)
+                loss = torch.nn.functional.cross_entropy(model(**(shared or given)).logits[places], targets)
             else:
                 with fast.head.left_out():
-                    hidden = model(**(grown or given)).logits[places]
+                    hidden = model(**(shared or given)).logits[places]
                 loss = -fast.head.logps(hidden, targets).mean()
             loss.backward()
         finally:

@@ -79,8 +79,7 @@ class OnLoan:
         """Train, or go on from a checkpoint directory; the model object is afterwards as free of patches as before."""
         if resume_from_checkpoint is not None:
             self._resume_patience(Path(resume_from_checkpoint))
-        noisy = getattr(self.args, "neftune_noise_alpha", None)  # of each row's own, as dropout is
-        self.fast = install(self.model, [part for part in self.parts if part != "prefixes" or not noisy])
+        self.fast = self.put_on(self.model)
         for line in self.fast.on:
             logger.info("fast: %s", line)
         for line in self.fast.off:
@@ -91,8 +90,12 @@ class OnLoan:
             self.fast.undo()
             self.loan.give_back()
 
+    def put_on(self, model: nn.Module) -> Fast:
+        """The parts that are asked for, on the model that trains or on its reference."""
+        return install(model, self.parts, noise=bool(self.args.neftune_noise_alpha))
+
     def supervised(
-        self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, tree: Tree | None = None, fast: Fast | None = None
+        self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, *, tree: Tree | None = None, fast: Fast | None = None
     ) -> Supervised:
         """Run the model over a batch, padded right (`lengths` of its rows, `tree` of their tokens) or packed (None), with the head where a
         token is supervised.
@@ -100,23 +103,23 @@ class OnLoan:
         `fast`: what is on `model`, if it is not the one that trains.
         """
         fast = fast or self.fast
-        end = self.model.config.eos_token_id
+        end = getattr(self.model.config, "eos_token_id", None)
         fill = end if isinstance(end, int) else 0
-        grown = fast.grown(given, tree, fill)
-        if grown is None and lengths is not None:
+        shared = fast.shared(given, tree, fill)
+        if shared is None and lengths is not None:
             given, labels = fast.joined(given, labels, lengths, fill)
         keep = next_is_supervised(labels)
         targets = labels[:, 1:][keep[:, :-1]]
-        if grown is not None and tree is not None:
-            given, keep = grown, tree.kept.to(labels.device)
+        if shared is not None and tree is not None:
+            given, keep = shared, tree.kept.to(labels.device)
         if self.masked_head:
             given = {**given, "logits_to_keep": keep}
         if fast.head is None:
             outputs = model(**given)
-            return Supervised(kept_logits(outputs.logits, keep), targets, None, outputs)
+            return Supervised(kept_logits(outputs.logits, keep, only=self.masked_head), targets, None, outputs)
         with fast.head.left_out():
             outputs = model(**given)
-        hidden = kept_logits(outputs.logits, keep)  # accelerate makes fp32 of what was computed under autocast
+        hidden = kept_logits(outputs.logits, keep, only=self.masked_head)  # accelerate makes fp32 of what was computed under autocast
         half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else hidden.dtype
         return Supervised(hidden.to(half), targets, fast.head, outputs)
 

@@ -23,14 +23,14 @@ def supervised_tokens(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORE).sum())
 
 
-def kept_logits(logits: Tensor, keep: Tensor) -> Tensor:
-    """Logits of the kept positions, [kept, vocabulary], whether or not the model left out the others.
+def kept_logits(logits: Tensor, keep: Tensor, *, only: bool) -> Tensor:
+    """Logits of the kept positions, [kept, vocabulary], whether or not the model left out the others. `only`: it was told to.
 
     `keep`: a mask [batch, length], or the places [kept] in one sequence. Full logits may be longer than a mask at the front:
     prompt-tuning adapters put virtual tokens there.
     """
     if keep.dim() == 1:
-        return logits[0] if logits.shape[1] == len(keep) else logits[0].index_select(0, keep)
+        return logits[0] if only and logits.shape[1] == len(keep) else logits[0].index_select(0, keep)
     return logits[:, -keep.shape[1] :][keep] if logits.dim() == 3 else logits
 
 

@@ -167,11 +167,11 @@ class SupervisedTrainer(OnLoan, SFTTrainer):  # type: ignore[misc]
         if return_outputs:  # whoever asks for outputs wants logits
             keep = next_is_supervised(labels)
             outputs = model(**self._arguments(inputs), **({"logits_to_keep": keep} if self.masked_head else {}))
-            found = Supervised(kept_logits(outputs.logits, keep), labels[:, 1:][keep[:, :-1]], None, outputs)
+            found = Supervised(kept_logits(outputs.logits, keep, only=self.masked_head), labels[:, 1:][keep[:, :-1]], None, outputs)
         else:
             whole = self.packed or self.aux_loss_enabled  # packed already, or with routers that balance each row's tokens
-            rows = (None, None) if whole else (inputs.get("lengths"), inputs.get("tree"))
-            found = self.supervised(model, self._arguments(inputs), labels, *rows)
+            lengths, tree = (None, None) if whole else (inputs.get("lengths"), inputs.get("tree"))
+            found = self.supervised(model, self._arguments(inputs), labels, lengths, tree=tree)
         count = len(found.targets) if num_items_in_batch is None else num_items_in_batch
         loss = -found.logps().sum() / max(int(count), 1)
         if num_items_in_batch is not None:
