@@ -372,15 +372,16 @@ def test_fingerprint_of_a_big_file_samples_both_ends(tmp_path):
 
 def test_device_and_dtype(monkeypatch):
     assert pick_device("cpu") == "cpu"
-    slower, faster = {torch.float32: 1.0, torch.bfloat16: 2.0}, {torch.float32: 1.0, torch.bfloat16: 0.5}
+    slower, faster, disturbed = ({torch.float32: 1.0, torch.bfloat16: seconds} for seconds in (2.0, 0.5, 1.2))
     for name, measured, expected in [
         ("avx512_bf16", faster, torch.bfloat16),
         ("amx_bf16", faster, torch.bfloat16),
+        ("avx512_bf16", disturbed, torch.bfloat16),  # by another program
         ("avx512_bf16", slower, torch.float32),  # a capability that is claimed and emulated
         ("avx512_f", faster, torch.float32),
     ]:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
-        monkeypatch.setattr("ftx.device._seconds", measured.get)
+        monkeypatch.setattr("ftx.device._seconds", lambda measured=measured: measured)
         assert best_dtype("cpu") == expected
     for capability, expected in [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16)]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)

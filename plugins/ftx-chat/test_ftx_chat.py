@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -22,7 +23,7 @@ from ftx.encode import prompt_text
 from ftx.errors import DataError, ModelError, RecipeError, RowError
 from ftx.generate import Generate
 from ftx.testing import ftx, tiny_model_dir
-from ftx_chat_conversation import Conversation, clean, save_row
+from ftx_chat_conversation import Chat, Conversation, clean, save_row
 from ftx_chat_voices import Voices, newest_run, stream
 
 TOOL = {"type": "function", "function": {"name": "clock", "description": "The time.", "parameters": {"type": "object", "properties": {}}}}
@@ -251,6 +252,16 @@ def test_who_names_no_run_means_the_newest(tmp_path, monkeypatch):
 
 def test_what_a_model_says_cannot_move_the_cursor():
     assert clean("a\x1b[2Jb\r\x07\tc\n") == "a\ufffd[2Jb\ufffd\ufffd\tc\n"
+
+
+@pytest.mark.parametrize(("room", "words"), [(1000, " (cut at 3 tokens: /max N)\n"), (2, " (cut: the model's context is full: /reset)\n")])
+def test_a_cut_answer_says_what_to_do(voices, tmp_path, monkeypatch, room, words):
+    asks = len(voices.tokenizer(prompt_text(asked(QUESTIONS[0]), voices.tokenizer), add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr("ftx_chat_voices.context_length", lambda model: asks + room)
+    out = io.StringIO()
+    talk = Chat(voices, save=tmp_path / "saved.jsonl", max_new_tokens=3, output=out, speaking=("base",))
+    assert talk.take(QUESTIONS[0]) and out.getvalue().startswith("base: ") and out.getvalue().endswith(words)
+    assert talk.take("/reset") and "(a new conversation)" in out.getvalue()
 
 
 def test_what_cannot_be_talked_to_or_saved_is_refused(tmp_path, voices):
