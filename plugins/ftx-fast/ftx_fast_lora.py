@@ -89,7 +89,7 @@ class Adapted(torch.autograd.Function):
                 a = downs[len(outs)]
                 norm = norms(layer, a, b, scale)
                 kept += [out, norm]
-                out = torch.mul(out, size / norm, out=torch.empty_like(out))  # in fp32, rounded once
+                out = scaled(out, size / norm)
                 if bias is not None:
                     out += bias
             outs.append(out.view(*ctx.shape[:-1], -1))
@@ -114,8 +114,8 @@ class Adapted(torch.autograd.Function):
                 dsizes.append(None)
             else:
                 plain, norm = next(kept), next(kept)
-                dsizes.append(((grad * plain.float()).sum(0) / norm).to(size.dtype))
-                grad = torch.mul(grad, size / norm, out=torch.empty_like(grad))
+                grad, along = scaled_back(grad, plain, size / norm)
+                dsizes.append((along / norm).to(size.dtype))
             torch.mm(grad, b.mul(scale).to(x.dtype), out=into) if into.is_contiguous() else into.copy_(grad @ b.mul(scale).to(x.dtype))
             dups.append((grad.mT @ part).to(b.dtype).mul_(scale))
             if ctx.needs_input_grad[0]:
@@ -125,6 +125,29 @@ class Adapted(torch.autograd.Function):
             dx = dx.addmm_(lows, down).view(ctx.shape)
         ddowns = (lows.mT @ x).to(ups[0].dtype).split(ctx.ranks)
         return dx, None, None, *ddowns, *dups, *dsizes
+
+
+def scaled(x: Tensor, by: Tensor) -> Tensor:
+    """x [n, out] times `by` [out], in fp32 and rounded once.
+
+    On a CPU as a batch norm of mean 0 and variance 1, which is that product in one pass: mul of two dtypes makes copies in fp32.
+    """
+    if not one_pass(x, by):
+        return torch.mul(x, by, out=torch.empty_like(x))
+    return nn.functional.batch_norm(x, torch.zeros_like(by), torch.ones_like(by), by, eps=0.0)
+
+
+def scaled_back(grad: Tensor, x: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `scaled`: grad times `by`, and fp32 [out], the sum over n of grad times x."""
+    if not one_pass(x, by):
+        return torch.mul(grad, by, out=torch.empty_like(grad)), (grad * x.float()).sum(0)
+    zeros, ones = torch.zeros_like(by), torch.ones_like(by)
+    dx, dby, _ = torch.ops.aten.native_batch_norm_backward(grad.contiguous(), x, by, zeros, ones, None, None, False, 0.0, [True, True, False])
+    return dx, dby
+
+
+def one_pass(x: Tensor, by: Tensor) -> bool:
+    return x.device.type == "cpu" and by.dtype is torch.float32 and x.dtype in (torch.bfloat16, torch.float32)
 
 
 class Steps:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ftx_fast_lora import Frozen, install
+from ftx_fast_lora import Frozen, install, scaled, scaled_back
 
 CONFIG = LlamaConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=60, attention_bias=True, pad_token_id=0
@@ -114,6 +114,18 @@ def test_layers_that_autocast_computes_in_another_dtype_are_pefts_and_the_log_sa
         model(input_ids=IDS)
     gradients(model)
     assert not calls and len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_product_by_column_is_that_of_mul_and_so_are_its_gradients(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(33, 20, generator=generator).to(dtype) for _ in range(2))
+    by = torch.rand(20, generator=generator) + 0.5
+    for given in (grad, grad[:1].expand(33, 20)):  # as the gradient of a sum comes
+        found, along = scaled_back(given, x, by)
+        assert torch.equal(scaled(x, by), (x * by).to(dtype)) and torch.equal(found, (given * by).to(dtype))
+        torch.testing.assert_close(along.double(), (given.double() * x.double()).sum(0), rtol=1e-5, atol=1e-5)
+    assert scaled(x, by).dtype == found.dtype == dtype
 
 
 def test_dora_norms_follow_an_update():
