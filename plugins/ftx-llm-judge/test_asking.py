@@ -305,18 +305,20 @@ def elsewhere(address, tmp_path, count):
 
 
 def test_interrupted_and_run_again_only_what_is_missing_is_asked(run, tmp_path):
-    asks, seen, some = questions(12), [], threading.Event()
+    asks, seen, some, sent = questions(12), [], threading.Event(), threading.Event()
 
     def slow(system, user):
         if len(seen) >= 5:
             some.set()
-        time.sleep(0.2 if len(seen) < 5 else 2)  # it is still asking when the signal comes
+            sent.wait(60)  # it is still asking when the signal comes,
+            time.sleep(1)  # and has seen it when the answers do
         return by_question(system, user)
 
     with served(slow, seen) as address:
         process = elsewhere(address, tmp_path, len(asks))
         assert some.wait(120)
         process.send_signal(signal.SIGINT)
+        sent.set()
         _, error = process.communicate(timeout=60)
         assert process.returncode != 0 and "KeyboardInterrupt" in error
         before = len(seen)
