@@ -388,6 +388,13 @@ def test_device_and_dtype(monkeypatch):
         assert best_dtype("cuda") == expected
 
 
+def test_both_dtypes_are_timed():
+    from ftx.device import _seconds
+
+    measured = _seconds()
+    assert measured.keys() == {torch.bfloat16, torch.float32} and all(0 < seconds < 10 for seconds in measured.values())
+
+
 def test_the_fastest_call_counts_and_the_first_does_not():
     takes = iter([0.0, 0.08, 0.04, 0.06])
     assert 0.04 <= fastest(lambda: time.sleep(next(takes)), "cpu", times=3) < 0.06

@@ -79,8 +79,8 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 
         if not module.training or not torch.is_grad_enabled():
             return
-        whole = [one.numel() for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and not one.is_floating_point()]
-        size = kwargs["input_ids"].numel() if isinstance(kwargs.get("input_ids"), torch.Tensor) else max(whole, default=0)
+        given = [kwargs["input_ids"]] if kwargs.get("input_ids") is not None else [*args, *kwargs.values()]
+        size = max((one.numel() for one in given if isinstance(one, torch.Tensor) and not one.is_floating_point()), default=0)
         self.positions += size
         if self.block is not None or (self.looking and size > LONGER * self.longest):
             self.batch = max(self.batch, size)

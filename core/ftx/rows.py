@@ -42,9 +42,10 @@ def rows_of(encoded: Dataset) -> Rows:
     for columns in _columns(encoded, "labels"):
         counts: Any = 0
         for lists in columns:
-            ends = lists.value_lengths().to_numpy().cumsum()
-            first = numpy.minimum(numpy.concatenate([[0], ends[:-1]]) + 1, ends)  # a row's first token follows nothing
-            before = numpy.concatenate([[0], (lists.flatten().to_numpy() != IGNORE).cumsum()])
+            labels, starts, lengths = _flat(lists)
+            ends = starts + lengths
+            first = numpy.minimum(starts + 1, ends)  # a row's first token follows nothing
+            before = numpy.concatenate([[0], (labels != IGNORE).cumsum()])
             counts = counts + before[ends] - before[first]
         supervised += counts.tolist()
     return Rows(lengths_of(encoded), supervised, alike_of(encoded), prefix_of(encoded))

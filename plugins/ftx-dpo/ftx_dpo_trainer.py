@@ -26,6 +26,7 @@ from ftx_sft_loss import next_is_supervised, takes, takes_mask
 if TYPE_CHECKING:
     from ftx import Run
     from ftx_dpo import DPO
+    from ftx_fast_prefixes import Tree
 
 SIDES = ("chosen", "rejected")
 #: Micro-batches at the start of a process whose tokens are compared with the audited pairs.
@@ -61,11 +62,12 @@ def make_trainer(
 class Pairs:
     """Encoded pairs -> one batch: all chosen, then all rejected, padded right to the longest."""
 
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
+    def __init__(self, pad: int, shares: bool) -> None:
+        self.pad, self.shares = pad, shares
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask`, `completion_mask` [2 x pairs, length]; counts, row numbers, reference log-probabilities."""
+        """`input_ids`, `attention_mask`, `completion_mask` [2 x pairs, length]; counts, row numbers, reference log-probabilities; if rows
+        share what they begin with, the `tree` of their tokens."""
         rows = [(example[f"{side}_input_ids"], example[f"{side}_labels"]) for side in SIDES for example in examples]
         width = max(len(ids) for ids, _ in rows)
         batch: dict[str, Any] = {
@@ -76,6 +78,9 @@ class Pairs:
             "tokens": sum(len(ids) for ids, _ in rows),
             "supervised_tokens": sum(label != IGNORE for _, labels in rows for label in labels[1:]),
         }
+        if self.shares:
+            labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
+            batch["tree"] = tree_of(batch["input_ids"], labels, [len(ids) for ids, _ in rows])
         if "ref_chosen_logps" in examples[0]:
             batch |= {f"ref_{side}_logps": torch.tensor([example[f"ref_{side}_logps"] for example in examples]) for side in SIDES}
         return batch
@@ -125,7 +130,7 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
                 model=model,
                 ref_model=self.frozen if self.frozen is not None else NoModel(self.inner.config),
                 args=args,
-                data_collator=Pairs(pad),
+                data_collator=Pairs(pad, "prefixes" in parts),
                 train_dataset=_numbered(train_dataset),
                 eval_dataset=_numbered(eval_dataset) if eval_dataset is not None else None,
                 processing_class=tokenizer,
@@ -235,14 +240,15 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
     def _scorer(self, model: Any, keep_for_kl: bool = False) -> Any:
         """What TRL's loss calls for its model: log-probabilities [2 x pairs, length - 1] in fp32, 0 where nothing is supervised."""
 
-        def score(input_ids: Tensor, attention_mask: Tensor, labels: Tensor, output_router_logits: bool = False, **_: Any) -> SimpleNamespace:
+        def score(
+            input_ids: Tensor, attention_mask: Tensor, labels: Tensor, tree: Tree | None = None, output_router_logits: bool = False, **_: Any
+        ) -> SimpleNamespace:
             keep = next_is_supervised(labels)[:, :-1]
             given: dict[str, Any] = {"input_ids": input_ids, "use_cache": False} if takes(self.policy, "use_cache") else {"input_ids": input_ids}
             if output_router_logits:  # routers do not balance padding; elsewhere right padding needs no mask
                 given |= {"output_router_logits": True, "attention_mask": attention_mask}
             fast = self.frozen_fast if model is self.frozen else self.fast
-            lengths = None if output_router_logits else lengths_of(attention_mask)
-            tree = tree_of(input_ids, labels, lengths) if lengths is not None and fast.shares else None
+            lengths, tree = (None, None) if output_router_logits else (lengths_of(attention_mask), tree)
             found = self.supervised(model, given, labels, lengths, tree=tree, fast=fast)
             padded = torch.zeros(keep.shape, device=labels.device).masked_scatter(keep, found.logps())
             if keep_for_kl:

@@ -20,8 +20,8 @@ PAYS, MULTIPLE = 0.03, 32
 
 
 def shaped(shape: Shape, parts: Collection[str], *, packed: bool = False) -> Shape:
-    """The shape with those of the parts that apply to it, and its rows joined, or grown together where they begin alike, where that
-    pays, or where the trainer has `packed` them."""
+    """The shape with those of the parts that apply to it, and its rows joined where that pays (and what they begin with alike there once),
+    or where the trainer has `packed` them."""
     cpu = shape.device == "cpu"
     on = {part for part in parts if part not in ("products", "memory")}
     if shape.softcap:
@@ -34,8 +34,7 @@ def shaped(shape: Shape, parts: Collection[str], *, packed: bool = False) -> Sha
     padded = len(lengths) * max(lengths, default=0)
     pays = {"rows", "attention"} <= on and padded - sum(lengths) > PAYS * padded
     joined = len(lengths) > 1 and (packed or pays)
-    own = filled(lengths, 0, cpu) if joined and not packed else {"lengths": lengths, "shared": 0}
-    return replace(shape, fused=frozenset(on), joined=joined, **own)
+    return replace(shape, fused=frozenset(on), joined=joined, **(filled(lengths, 0, cpu) if joined and not packed else {}))
 
 
 def may_share(shape: Shape) -> bool:

@@ -62,6 +62,8 @@ class OnLoan:
     counts: dict[str, int]
     #: Whether the model takes a mask of the positions that its head runs on.
     masked_head: bool
+    #: Makes the tree of a batch's rows where they share what they begin with (`shares`).
+    data_collator: Any
     #: Names of ftx-fast's parts, and what of them is on while it trains.
     parts: Sequence[str] = ()
     fast: Fast
@@ -80,6 +82,7 @@ class OnLoan:
         if resume_from_checkpoint is not None:
             self._resume_patience(Path(resume_from_checkpoint))
         self.fast = self.put_on(self.model)
+        self.data_collator.shares = self.fast.shares  # else a tree of each batch would be made for nothing
         for line in self.fast.on:
             logger.info("fast: %s", line)
         for line in self.fast.off:

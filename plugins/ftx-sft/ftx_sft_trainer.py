@@ -77,12 +77,12 @@ class Collator:
     """Rows -> one batch, padded right (packed: joined into one sequence with position ids that start anew for each row).
 
     Besides the tensors a batch has what was counted on the CPU, so that no GPU need wait for it: `tokens` (without
-    padding), `supervised_tokens`, in `rows` the numbers of the dataset's rows in each row of the batch, and with `grows`
-    the `tree` of their tokens.
+    padding), `supervised_tokens`, in `rows` the numbers of the dataset's rows in each row of the batch, and the
+    `tree` of their tokens if they share what they begin with.
     """
 
-    def __init__(self, pad: int, packed: bool, multiple: int | None, grows: bool) -> None:
-        self.packed, self.grows = packed, grows and not packed
+    def __init__(self, pad: int, packed: bool, multiple: int | None, shares: bool) -> None:
+        self.packed, self.shares = packed, shares
         self.join = DataCollatorForLanguageModeling(pad_token_id=pad, padding_free=packed, pad_to_multiple_of=multiple)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Collator:
         batch["lengths"] = [len(example["input_ids"]) for example in examples]
         batch["tokens"] = sum(batch["lengths"])
         batch["supervised_tokens"] = supervised_tokens(batch["labels"])
-        if self.grows:
+        if self.shares and not self.packed:
             batch["tree"] = tree_of(batch["input_ids"], batch["labels"], batch["lengths"])
         return batch
 

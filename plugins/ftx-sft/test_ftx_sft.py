@@ -24,7 +24,9 @@ from ftx.recipe import Choice, Recipe
 from ftx.run import Run, RunDir
 from ftx.testing.tiny import tiny_model, tiny_model_dir, tiny_tokenizer
 from ftx_fast import install
+from ftx_fast_prefixes import tree_of
 from ftx_sft import SFT
+from ftx_sft_loss import kept_logits
 
 FAST: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no"}
 
@@ -363,6 +365,28 @@ def test_nothing_is_cut_or_filtered_a_second_time(tmp_path: Path) -> None:
     assert trainer.state.global_step == 4
     long = make_trainer(tmp_path, rows=[{"prompt": "p" * 1500, "completion": "c" * 200}] * 4, max_length=None, num_train_epochs=1.0)
     assert next(iter(long.get_train_dataloader()))["input_ids"].shape == (2, 1701)
+
+
+def test_places_in_one_sequence_are_taken_whether_or_not_the_model_left_out_the_others() -> None:
+    logits, places = torch.randn(1, 4, 5), torch.tensor([3, 0, 0, 2])
+    for one, only in ((logits, False), (logits[:, places], True)):
+        assert torch.equal(kept_logits(one, places, only=only), logits[0, places])
+    assert torch.equal(kept_logits(logits, places[:3], only=True), logits[0, places[:3]]), "one that does not as it is told"
+
+
+@pytest.mark.parametrize(("more", "shares"), [({}, True), ({"args": {"neftune_noise_alpha": 5}}, False), ({"fast": ["attention", "rows"]}, False)])
+def test_a_tree_is_made_only_for_rows_that_share(tmp_path: Path, more: dict[str, Any], shares: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise on the embeddings is each row's own; and no tree is made for nothing."""
+    trees: list[Any] = []
+    monkeypatch.setattr("ftx_sft_trainer.tree_of", lambda *given: trees.append(given) or tree_of(*given))
+    trainer = make_trainer(tmp_path, max_steps=2, gradient_accumulation_steps=1, **more)
+    trainer.train()
+    assert trainer.state.global_step == 2 and bool(trees) == shares
+    trainer.fast = trainer.put_on(trainer.model)
+    try:
+        assert trainer.fast.shares == shares
+    finally:
+        trainer.fast.undo()
 
 
 # -------------------------------------------------------------------------------------------------------------- encoding
