@@ -4,7 +4,7 @@
 seconds from one optimizer step's beginning to the next one's, by one clock for every side (tests/toys/clock.py; the first two of each run
 are left out, so that start-up does not count), memory is what the process held at most above what it held when training began. Losses
 and gradient norms stand beside them, so that nobody wins by not learning. Where FTX_BENCH_PEERS names the directory of an environment
-with LLaMA-Factory, that takes its turn too.
+with LLaMA-Factory, that takes its turn too. Ratios near 1, of ftx to itself, are taken step by step within one process (abreast.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from abreast import slower
 from peers import llama_factory
 from picture import bars
 
@@ -35,16 +36,12 @@ MARKS = "<!-- make bench: begin -->", "<!-- make bench: end -->"
 #: TRL as it comes loads fp32, computes in bf16 autocast and recomputes activations; tuned it does neither.
 TRL = {"TRL": {"dtype": "float32", "bf16": True, "checkpointing": True}, "TRL tuned": {"dtype": "bfloat16", "bf16": False, "checkpointing": False}}
 ALL, TWO = ["ftx", "TRL", "TRL tuned"], ["ftx", "TRL"]
-#: The workload beside `ftx direct`, the same trainer without the run around it. A run measures the memory of up to four steps, which then
-#: take longer: of three times the steps they are few, as they are of a run that is worth its name.
-AROUND = "snips, LoRA, the run around it"
 #: What is trained on, how, and beside what.
 WORKLOADS = {
     "snips, LoRA": ("snips", "lora", ALL),
     "alpaca, LoRA": ("alpaca", "lora", ALL),
     "snips, DoRA": ("snips", "dora", ALL),
     "DPO, LoRA": ("pairs", "lora", ALL),
-    AROUND: ("snips", "lora", ["ftx", "ftx direct"]),
 }
 MORE = {
     "gsm8k, LoRA": ("gsm8k", "lora", ALL),
@@ -70,8 +67,14 @@ BARS = [
     ("tokens/s, LoRA on alpaca, ftx / LLaMA-Factory", "alpaca, LoRA", "LLaMA-Factory", "step", 2.5),
     ("tokens/s, DPO, ftx / TRL", "DPO, LoRA", "TRL", "step", 3.0),
     ("memory above load, LoRA on snips, ftx / TRL", "snips, LoRA", "TRL", "peak", 0.7),
-    ("step of `ftx run` / of its trainer called directly", AROUND, "ftx direct", "overhead", 1.01),
 ]
+#: What is asked of ftx beside itself, at most, on snips: title, (how, adapter) of one and of the other, bound.
+ABREAST = [
+    ("step of `ftx run` / of its trainer called directly", ("run", "lora"), ("direct", "lora"), 1.01),
+    ("DoRA step / LoRA step, ftx", ("direct", "dora"), ("direct", "lora"), 1.2),
+]
+#: Of the steps of a run, how many as many are taken abreast: there the differences are small.
+LONGER = 5
 #: A row is at most this long, in bytes of UTF-8: some 300 tokens, and never more than the 1,024 that all sides take. Nothing is cut, by nobody.
 LONGEST = 960
 
@@ -102,9 +105,14 @@ def main() -> None:
             except SystemExit as failure:  # what was measured before, and what comes after, is kept
                 print(f"{name}: not measured: {failure}", file=sys.stderr)
                 failed.append(name)
+        beside = {}
+        if not asked.workloads:
+            for title, *sides, _ in ABREAST:
+                beside[title] = abreast(sides, files["snips"], LONGER * asked.steps, Path(folder) / f"abreast-{len(beside)}")
+                print(f"{title}: {beside[title][0]:.3f}", flush=True)
         floors = {name: floor(sides["ftx"], known[name][1]) for name, sides in found.items() if name in ("snips, LoRA", "alpaca, LoRA")}
     if found:
-        write_page(found, floors, asked)
+        write_page(found, floors, beside, asked)
     sys.exit(f"not measured: {', '.join(failed)}" if failed else 0)
 
 
@@ -115,7 +123,7 @@ def in_turns(name: str, sides: list[str], data: Path, folder: Path, asked: argpa
     for repeat in range(asked.repeats):
         for side in sides:
             work = folder / f"{name}-{side}-{repeat}".replace(" ", "").replace(",", "")
-            run = measure(side, kind, adapter, data, asked.steps * (3 if name == AROUND else 1), work)
+            run = measure(side, kind, adapter, data, asked.steps, work)
             found[side].append(run)
             print(f"{name}: {side}: {step_of(run):.2f} s a step, loss {run['losses'][-1]:.4f}", flush=True)
     return found
@@ -156,20 +164,32 @@ def measure(side: str, kind: str, adapter: str, data: Path, steps: int, work: Pa
         (work / "settings.json").write_text(json.dumps(settings))
         call([sys.executable, TOYS / "plain_trl.py", work / "settings.json"], work)
         return json.loads((work / "noted.json").read_text())
-    named = "lora" if adapter == "attention" else adapter
+    words = words_of(kind, adapter, data, steps, batch, rate)
+    probe = ["--observer", "watch:Probe", "-o", f"watch:Probe.file={work / 'noted.json'}"]
+    call([sys.executable, "-m", "ftx", "run", *words, *more, *probe, "--output", work / "run"], work)
+    last = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    return json.loads((work / "noted.json").read_text()) | {name: last[name] for name in ("tokens", "supervised_tokens")}
+
+
+def words_of(kind: str, adapter: str, data: Path, steps: int, batch: int, rate: float) -> list[str]:
+    """What `ftx run` is told."""
+    pairs, named = kind == "pairs", "lora" if adapter == "attention" else adapter
     plugins = ["--formatter", "preference" if pairs else "alpaca", "--adapter", named, "--trainer", "dpo" if pairs else "sft"]
     given = {"max_steps": steps, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1, "learning_rate": rate, "logging_steps": 1}
     options = [word for name, value in {**given, "save_strategy": "no"}.items() for word in ("-o", f"trainer.{name}={value}")]
     if adapter == "attention":
         options += ["-o", "adapter.target_modules=[q_proj,k_proj,v_proj,o_proj]"]
-    words = ["run", "--data", data, *plugins, *options, *more]
-    if side == "ftx direct":
-        call([sys.executable, Path(__file__).parent / "direct.py", work / "noted.json", work / "run", *words[1:]], work)
-        return json.loads((work / "noted.json").read_text())
-    probe = ["--observer", "watch:Probe", "-o", f"watch:Probe.file={work / 'noted.json'}"]
-    call([sys.executable, "-m", "ftx", *words, *probe, "--output", work / "run"], work)
-    last = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    return json.loads((work / "noted.json").read_text()) | {name: last[name] for name in ("tokens", "supervised_tokens")}
+    return ["--data", str(data), *plugins, *options]
+
+
+def abreast(sides: list[tuple[str, str]], data: Path, steps: int, work: Path) -> tuple[float, float]:
+    """How many times as long a step of the first side takes as the same step of the second, and how sure that is (abreast.py)."""
+    work.mkdir()
+    words = {side: words_of("snips", side[1], data, steps, 16, 2e-4) for side in sides}
+    settings = {" ".join(side): [side[0], words[side], str(work / " ".join(side))] for side in reversed(sides)}  # an `ftx run` comes last
+    (work / "settings.json").write_text(json.dumps(settings))
+    call([sys.executable, Path(__file__).parent / "abreast.py", work / "settings.json", work / "result.json"], work)
+    return slower(json.loads((work / "result.json").read_text()), *(" ".join(side) for side in sides))
 
 
 def precision(side: str) -> dict[str, object]:
@@ -194,11 +214,10 @@ def step_of(run: dict) -> float:
 
 
 def ratio(sides: dict[str, list[dict]], other: str, what: str) -> float:
-    """Median over the turns: how many times ftx is faster, what share of the other's memory it takes, or what its run adds."""
+    """Median over the turns: how many times ftx is faster, or what share of the other's memory it takes."""
     if what == "peak":
         return statistics.median(ours["peak"] / theirs["peak"] for ours, theirs in zip(sides["ftx"], sides[other], strict=True))
-    faster = [step_of(theirs) / step_of(ours) for ours, theirs in zip(sides["ftx"], sides[other], strict=True)]
-    return statistics.median(1 / one if what == "overhead" else one for one in faster)
+    return statistics.median(step_of(theirs) / step_of(ours) for ours, theirs in zip(sides["ftx"], sides[other], strict=True))
 
 
 def table_rows(name: str, sides: dict[str, list[dict]]) -> list[str]:
@@ -215,7 +234,7 @@ def table_rows(name: str, sides: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]]) -> list[str]:
+def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]], beside: dict[str, tuple[float, float]]) -> list[str]:
     """What is asked for beside what was measured."""
     lines = []
     for title, name, side, what, bound in BARS:
@@ -224,10 +243,10 @@ def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[fl
             sense = "at least" if what == "step" else "at most"
             met = value >= bound if what == "step" else value <= bound
             lines.append(f"| {title} | {sense} {bound} | {value:.3f} | {'yes' if met else 'no'} |")
-    if {"snips, LoRA", "snips, DoRA"} <= found.keys():
-        pairs = zip(found["snips, DoRA"]["ftx"], found["snips, LoRA"]["ftx"], strict=True)
-        value = statistics.median(step_of(dora) / step_of(lora) for dora, lora in pairs)
-        lines.append(f"| DoRA step / LoRA step, ftx | at most 1.2 | {value:.3f} | {'yes' if value <= 1.2 else 'no'} |")
+    for title, *_, bound in ABREAST:
+        if title in beside:
+            value, doubt = beside[title]
+            lines.append(f"| {title} | at most {bound} | {value:.3f} ± {doubt:.3f} | {'yes' if value <= bound else 'no'} |")
     for name, (share, _) in floors.items():
         lines.append(f"| floor / step, {name} | at least 0.5 | {share:.3f} | {'yes' if share >= 0.5 else 'no'} |")
     return lines
@@ -258,13 +277,18 @@ def speeds() -> dict[str, float]:
     return found
 
 
-def write_page(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]], asked: argparse.Namespace) -> None:
+def write_page(
+    found: dict[str, dict[str, list[dict]]],
+    floors: dict[str, tuple[float, float]],
+    beside: dict[str, tuple[float, float]],
+    asked: argparse.Namespace,
+) -> None:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ftx-core", "torch", "transformers", "trl", "peft"))
     machine = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds().items())
     text = [
         f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {versions}.",
         f"Matrix products of 1200 x 576 x 1536 in GFLOP/s: {machine}. SmolLM2-135M-Instruct, rank 16, 16 rows (DPO: 2 pairs) a step,",
-        f"{asked.repeats} runs of {asked.steps} steps each ({AROUND}: {3 * asked.steps}), in turns.",
+        f"{asked.repeats} runs of {asked.steps} steps each, in turns.",
         "Useful: tokens that are no padding, of all positions that go through the model; above 100 % where what rows begin with alike goes",
         "through once.",
         "",
@@ -278,7 +302,8 @@ def write_page(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[
         "",
         "| ratio | bar | measured | reached |",
         "|---|---|---|---|",
-        *bar_rows(found, floors),
+        *bar_rows(found, floors, beside),
+        *(["", f"± as measured: {LONGER * asked.steps} steps of each of two trainings in one process, step by step in turn."] if beside else []),
     ]
     values = {
         name: {side: sides["ftx"][0]["tokens"] / len(runs[0]["losses"]) / statistics.median(map(step_of, runs)) for side, runs in sides.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "toys")]
 
+import abreast  # noqa: E402
 import peers  # noqa: E402
 import run  # noqa: E402
 
@@ -41,7 +43,29 @@ def test_every_bar_has_its_workload_and_its_side():
     for title, name, side, what, _ in run.BARS:
         kind, adapter, sides = run.WORKLOADS[name]
         assert side in sides or (side == "LLaMA-Factory" and adapter == "lora" and kind != "pairs"), title
-        assert what in ("step", "peak", "overhead"), title
+        assert what in ("step", "peak"), title
+
+
+def test_trainers_of_one_process_take_their_steps_in_turn():
+    """Each is timed for its own steps alone: the second sleeps five times as long as the others."""
+    from turns import in_turns
+
+    order = []
+
+    def train(name, pause, turn):
+        for _ in range(5):
+            turn.on_step_begin(None, None, None)
+            order.append(name)
+            time.sleep(pause)
+        turn.on_train_end(None, None, None)
+
+    pauses = {"a": 0.02, "b": 0.1, "c": 0.02}
+    found = in_turns({name: functools.partial(train, name, pause) for name, pause in pauses.items()})
+    assert order == ["a", "b", "c"] * 5
+    assert [len(turn.seconds) for turn in found.values()] == [4, 4, 4]
+    assert min(found["b"].seconds) >= 0.1 > max(found["a"].seconds + found["c"].seconds)
+    times, doubt = abreast.slower({name: {"seconds": turn.seconds} for name, turn in found.items()}, "b", "a")
+    assert 3 < times < 6 and doubt < 1
 
 
 @pytest.mark.parametrize("name", ["snips, LoRA", "alpaca, LoRA"])
