@@ -1,8 +1,9 @@
 """How long until the first step is done: `ftx run` and `trl sft`, the same rows, model and settings, in turns.
 
 `python tests/benchmarks/startup.py [--rounds N] [--rows N]`. Counted from the start of the command to the first line with a loss, a process
-of its own each time, and a step of one row; TRL is asked to leave out its activation checkpointing and its bfloat16, which only cost on such a short run. The
-first round of each warms the disk and TRL's cache of tokens and is left out.
+of its own each time, and two steps of one row (of a single one ftx would measure the memory); TRL is asked to leave out its activation
+checkpointing and its bfloat16, which only cost on such a short run. The first round of each warms the disk and TRL's cache of tokens and is
+left out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def commands(work: Path, rows: list[dict[str, str]]) -> dict[str, list[str]]:
         for row in rows:
             asked = {"role": "user", "content": f"{row['instruction']}\n{row['input']}" if row.get("input") else row["instruction"]}
             stream.write(json.dumps({"prompt": [asked], "completion": [{"role": "assistant", "content": row["output"]}]}) + "\n")
-    settings = {"max_steps": 1, "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": 2e-4, "logging_steps": 1}
+    settings = {"max_steps": 2, "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": 2e-4, "logging_steps": 1}
     ours = [word for name, value in {**settings, "save_strategy": "no"}.items() for word in ("-o", f"trainer.{name}={value}")]
     flags = {**settings, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "use_peft": True}
     flags |= {"lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear", "dtype": "float32"}
