@@ -26,8 +26,9 @@ PARTS = {
     "products": "fp32 products through the faster library, on a CPU",
     "memory": "freed memory kept between steps, on a CPU",
 }
-#: Parts that `auto` leaves out, for they want something of a run first: shapes that come again.
+#: Parts that `auto` leaves out, for they want something of a run first: to be long, or shapes that come again.
 ASKED = {
+    "compile": "what stands between a layer's matrix products made by torch's compiler, in place of layers",
     "graphs": "the layers of a small model as CUDA graphs, on a GPU",
 }
 #: Parts that generation may gain from; attention over a cache and the choice of tokens are the generator's own. Not the products: few
@@ -114,7 +115,8 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False) -> F
             attend(fast, model, parts, on_cpu=on_cpu, noise=noise)
         elif "prefixes" in parts:
             fast.installed.append(without_prefixes("they want attention and rows"))
-        if "layers" in parts:
+        compiles = "compile" in parts and "graphs" not in parts and not compiler_unfit(model)
+        if "layers" in parts and not compiles:
             from ftx_fast_layers import install as layers
 
             fast.installed.append(layers(model))
@@ -127,8 +129,10 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False) -> F
 
             fast.head, installed = head(model)
             fast.installed.append(installed)
-        if "graphs" in parts:  # the last: it holds what the others put on the layers
+        if "graphs" in parts:  # the last, as is the compiler: they hold what the others put on the layers
             fast.installed.append(graphs(fast, on_cpu, model))
+        if "compile" in parts:
+            fast.installed.append(compiled(model, beside_graphs="graphs" in parts))
     except BaseException:
         fast.undo()
         raise
@@ -195,6 +199,22 @@ def graphs(fast: Fast, on_cpu: bool, model: nn.Module) -> Installed:
     if found.on:
         fast.graphs, fast.multiple = True, TOKENS
     return found
+
+
+def compiler_unfit(model: nn.Module) -> str:
+    from ftx_fast_compile import unfit
+
+    return unfit(model)
+
+
+def compiled(model: nn.Module, *, beside_graphs: bool) -> Installed:
+    if beside_graphs:
+        from ftx_fast_installed import Installed
+
+        return Installed(lambda: None, off=["compile: beside graphs"])
+    from ftx_fast_compile import install
+
+    return install(model)
 
 
 def knows_segments(model: nn.Module) -> bool:

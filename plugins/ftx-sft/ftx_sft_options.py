@@ -74,7 +74,7 @@ class Training:
     fast: bool | list[str] | str = option(
         "auto",
         "Exact shortcuts of ftx-fast: auto (all that apply), off, or some of head, attention, rows, prefixes, layers, lora, products, memory; "
-        "[auto,graphs]: all, and the layers of a small model as CUDA graphs.",
+        "[auto,graphs]: all, and the layers of a small model as CUDA graphs; [auto,compile]: torch's compiler in place of layers.",
     )
     args: dict[str, Any] = option({}, "Any other field of TRL's config class, as trainer.args.NAME=VALUE.")
 

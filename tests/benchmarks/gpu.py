@@ -55,7 +55,7 @@ def main() -> None:
     lines = []
     for model, adapter, rows in [one for one in WORKLOADS if not asked.small or one[0] == "smollm2"]:
         found: dict[str, dict] = {}
-        for side in ("ftx", *(("ftx, graphs",) if model == "smollm2" else ()), "TRL", "TRL tuned"):
+        for side in ("ftx", *(("ftx, graphs", "ftx, compile") if model == "smollm2" else ()), "TRL", "TRL tuned"):
             command = [sys.executable, __file__, "--steps", str(asked.steps), "--length", str(asked.length), "--worker", side, model, adapter, str(rows)]
             done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
             if done.returncode:
@@ -146,7 +146,7 @@ def ours(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
     from ftx.run import RunDir
 
     words = {"max_steps": steps, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "logging_steps": 1, "learning_rate": 2e-4}
-    words |= {"save_strategy": "no", "fast": "[auto,graphs]" if side == "ftx, graphs" else "auto"}
+    words |= {"save_strategy": "no", "fast": {"ftx": "auto", "ftx, graphs": "[auto,graphs]", "ftx, compile": "[auto,compile]"}[side]}
     assignments = tuple(f"trainer.{key}={value}" for key, value in words.items())
     recipe, hooks = resolve(merge({}, {"model": str(path), "data": "none", "adapter": adapter}, assignments), Catalogue())
     run = open_run(recipe, hooks, Console(quiet=True))
