@@ -1,4 +1,4 @@
-"""The trainer of a run called directly: no observers, no metrics, no progress, no checkpoints of ftx's."""
+"""The trainer of a run without the run: no observers, no metrics, no progress, no checkpoints of ftx's."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ftx.recipe import resolve
 from ftx.run import RunDir
 
 
-def direct(words: list[str], directory: Path, callback: Any) -> None:
-    """Train as `ftx run WORDS` would, with one callback."""
+def trainer_of(words: list[str], directory: Path, callbacks: list[Any]) -> Any:
+    """The trainer that `ftx run WORDS` would make, with these callbacks only."""
 
     @click.command()
     @recipe_options
-    def command(assignments: Any, **given: Any) -> None:
+    def made(assignments: Any, **given: Any) -> Any:
         catalogue, console = Catalogue(), Console(quiet=True)
         recipe, hooks = resolve(given_recipe(None, assignments, given), catalogue)
         run = pipeline.begin(recipe, hooks, console)
@@ -34,8 +34,7 @@ def direct(words: list[str], directory: Path, callback: Any) -> None:
         model = pipeline.load_base(hooks, catalogue, run)
         pipeline.seed_everything(run.seed)
         model = hooks.call("adapt_model", model=model, run=run)
-        given = {"train_dataset": splits["train"].tokens, "eval_dataset": None}
-        trainer = hooks.call("make_trainer", model=model, tokenizer=tokenizer, **given, callbacks=[callback], run=run)
-        trainer.train()
+        data = {"train_dataset": splits["train"].tokens, "eval_dataset": None}
+        return hooks.call("make_trainer", model=model, tokenizer=tokenizer, **data, callbacks=callbacks, run=run)
 
-    command.main([str(word) for word in words], standalone_mode=False)
+    return made.main(words, standalone_mode=False)

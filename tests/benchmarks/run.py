@@ -4,7 +4,7 @@
 seconds from one optimizer step's beginning to the next one's, by one clock for every side (tests/toys/clock.py; the first two of each run
 are left out, so that start-up does not count), memory is what the process held at most above what it held when training began. Losses
 and gradient norms stand beside them, so that nobody wins by not learning. Where FTX_BENCH_PEERS names the directory of an environment
-with LLaMA-Factory, that takes its turn too. Ratios near 1, of ftx to itself, are taken step by step within one process (abreast.py).
+with LLaMA-Factory, that takes its turn too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from abreast import slower
 from peers import llama_factory
 from picture import bars
 
@@ -68,13 +67,6 @@ BARS = [
     ("tokens/s, DPO, ftx / TRL", "DPO, LoRA", "TRL", "step", 3.0),
     ("memory above load, LoRA on snips, ftx / TRL", "snips, LoRA", "TRL", "peak", 0.7),
 ]
-#: What is asked of ftx beside itself, at most, on snips: title, (how, adapter) of one and of the other, bound.
-ABREAST = [
-    ("step of `ftx run` / of its trainer called directly", ("run", "lora"), ("direct", "lora"), 1.01),
-    ("DoRA step / LoRA step, ftx", ("direct", "dora"), ("direct", "lora"), 1.2),
-]
-#: Of the steps of a run, how many as many are taken abreast: there the differences are small.
-LONGER = 5
 #: A row is at most this long, in bytes of UTF-8: some 300 tokens, and never more than the 1,024 that all sides take. Nothing is cut, by nobody.
 LONGEST = 960
 
@@ -105,14 +97,9 @@ def main() -> None:
             except SystemExit as failure:  # what was measured before, and what comes after, is kept
                 print(f"{name}: not measured: {failure}", file=sys.stderr)
                 failed.append(name)
-        beside = {}
-        if not asked.workloads:
-            for title, *sides, _ in ABREAST:
-                beside[title] = abreast(sides, files["snips"], LONGER * asked.steps, Path(folder) / f"abreast-{len(beside)}")
-                print(f"{title}: {beside[title][0]:.3f}", flush=True)
         floors = {name: floor(sides["ftx"], known[name][1]) for name, sides in found.items() if name in ("snips, LoRA", "alpaca, LoRA")}
     if found:
-        write_page(found, floors, beside, asked)
+        write_page(found, floors, asked)
     sys.exit(f"not measured: {', '.join(failed)}" if failed else 0)
 
 
@@ -182,16 +169,6 @@ def words_of(kind: str, adapter: str, data: Path, steps: int, batch: int, rate: 
     return ["--data", str(data), *plugins, *options]
 
 
-def abreast(sides: list[tuple[str, str]], data: Path, steps: int, work: Path) -> tuple[float, float]:
-    """How many times as long a step of the first side takes as the same step of the second, and how sure that is (abreast.py)."""
-    work.mkdir()
-    words = {side: words_of("snips", side[1], data, steps, 16, 2e-4) for side in sides}
-    settings = {" ".join(side): [side[0], words[side], str(work / " ".join(side))] for side in reversed(sides)}  # an `ftx run` comes last
-    (work / "settings.json").write_text(json.dumps(settings))
-    call([sys.executable, Path(__file__).parent / "abreast.py", work / "settings.json", work / "result.json"], work)
-    return slower(json.loads((work / "result.json").read_text()), *(" ".join(side) for side in sides))
-
-
 def precision(side: str) -> dict[str, object]:
     """A TRL side's settings. Where ftx does not take bfloat16, neither does TRL: a processor that emulates it needs days."""
     import torch
@@ -234,7 +211,7 @@ def table_rows(name: str, sides: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]], beside: dict[str, tuple[float, float]]) -> list[str]:
+def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]]) -> list[str]:
     """What is asked for beside what was measured."""
     lines = []
     for title, name, side, what, bound in BARS:
@@ -243,10 +220,6 @@ def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[fl
             sense = "at least" if what == "step" else "at most"
             met = value >= bound if what == "step" else value <= bound
             lines.append(f"| {title} | {sense} {bound} | {value:.3f} | {'yes' if met else 'no'} |")
-    for title, *_, bound in ABREAST:
-        if title in beside:
-            value, doubt = beside[title]
-            lines.append(f"| {title} | at most {bound} | {value:.3f} ± {doubt:.3f} | {'yes' if value <= bound else 'no'} |")
     for name, (share, _) in floors.items():
         lines.append(f"| floor / step, {name} | at least 0.5 | {share:.3f} | {'yes' if share >= 0.5 else 'no'} |")
     return lines
@@ -277,12 +250,7 @@ def speeds() -> dict[str, float]:
     return found
 
 
-def write_page(
-    found: dict[str, dict[str, list[dict]]],
-    floors: dict[str, tuple[float, float]],
-    beside: dict[str, tuple[float, float]],
-    asked: argparse.Namespace,
-) -> None:
+def write_page(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]], asked: argparse.Namespace) -> None:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ftx-core", "torch", "transformers", "trl", "peft"))
     machine = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds().items())
     text = [
@@ -302,8 +270,7 @@ def write_page(
         "",
         "| ratio | bar | measured | reached |",
         "|---|---|---|---|",
-        *bar_rows(found, floors, beside),
-        *(["", f"± as measured: {LONGER * asked.steps} steps of each of two trainings in one process, step by step in turn."] if beside else []),
+        *bar_rows(found, floors),
     ]
     values = {
         name: {side: sides["ftx"][0]["tokens"] / len(runs[0]["losses"]) / statistics.median(map(step_of, runs)) for side, runs in sides.items()}

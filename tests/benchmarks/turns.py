@@ -20,7 +20,8 @@ class Turn(TrainerCallback):
     So a step has all that it costs: its batch, its log line, whatever else listens. The last one has no next, and is not timed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self.ready, self.mine = threading.Event(), threading.Semaphore(0)
@@ -63,7 +64,7 @@ def in_turns(sides: dict[str, Callable[[Turn], None]]) -> dict[str, Turn]:
     """Train all sides, which must take equally many steps; the last of them in this thread. One is brought to its first step before the next
     begins. Where one fails, the process ends.
     """
-    KNOWN.update((name, Turn()) for name in sides)
+    KNOWN.update((name, Turn(name)) for name in sides)
     ring = [KNOWN[name] for name in sides]
     for turn, after in zip(ring, [*ring[1:], ring[0]], strict=True):
         turn.next = after
