@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from importlib import import_module
 from typing import Any
@@ -68,5 +67,7 @@ def main() -> None:
 
     Start with: ftx run --model smollm2 --data FILE
     """
-    gc.set_threshold(100_000, 20, 100)  # what torch and transformers import stays: looking through it again and again took a tenth of the way to a step
+    from ftx import startup
+
+    startup.begin()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its allocator warns of each measured step: see ftx.measure

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftx import startup
 from ftx.errors import FtxError, ModelError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -319,6 +320,7 @@ def load_model(path: Path, *, dtype: torch.dtype, device: str, quantization_conf
     if found["unexpected_keys"]:
         log.warning("%s holds weights that %s does not use: %s", path, type(model).__name__, _some(found["unexpected_keys"]))
     model.eval()
+    startup.over()
     return model
 
 

@@ -97,10 +97,10 @@ class Fast:
         return {**given, **tree.arguments(given["input_ids"], fill, self.multiple)}
 
 
-def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False) -> Fast:
+def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, recomputed: bool = False) -> Fast:
     """Put the named parts on an adapted model; whatever does not apply is left as it was and named in `off`.
 
-    `noise`: its embeddings are given some while it trains.
+    `noise`: its embeddings are given some while it trains. `recomputed`: activations are computed again in the backward pass.
     """
     from ftx_fast_machine import fp32_products, keep_memory
 
@@ -115,8 +115,8 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False) -> F
             attend(fast, model, parts, on_cpu=on_cpu, noise=noise)
         elif "prefixes" in parts:
             fast.installed.append(without_prefixes("they want attention and rows"))
-        compiles = "compile" in parts and "graphs" not in parts and not compiler_unfit(model)
-        if "layers" in parts and not compiles:
+        uncompiled = why_uncompiled(model, parts, recomputed)
+        if "layers" in parts and uncompiled:
             from ftx_fast_layers import install as layers
 
             fast.installed.append(layers(model))
@@ -132,7 +132,7 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False) -> F
         if "graphs" in parts:  # the last, as is the compiler: they hold what the others put on the layers
             fast.installed.append(graphs(fast, on_cpu, model))
         if "compile" in parts:
-            fast.installed.append(compiled(model, beside_graphs="graphs" in parts))
+            fast.installed.append(compiled(model, uncompiled))
     except BaseException:
         fast.undo()
         raise
@@ -201,17 +201,22 @@ def graphs(fast: Fast, on_cpu: bool, model: nn.Module) -> Installed:
     return found
 
 
-def compiler_unfit(model: nn.Module) -> str:
+def why_uncompiled(model: nn.Module, parts: Sequence[str], recomputed: bool) -> str:
+    """Why no layers are compiled, or ""."""
+    if "compile" not in parts:
+        return "not asked for"
+    if "graphs" in parts:
+        return "beside graphs"
     from ftx_fast_compile import unfit
 
-    return unfit(model)
+    return unfit(model, recomputed=recomputed)
 
 
-def compiled(model: nn.Module, *, beside_graphs: bool) -> Installed:
-    if beside_graphs:
-        from ftx_fast_installed import Installed
+def compiled(model: nn.Module, why_not: str) -> Installed:
+    from ftx_fast_installed import Installed
 
-        return Installed(lambda: None, off=["compile: beside graphs"])
+    if why_not:
+        return Installed(lambda: None, off=[f"compile: {why_not}"])
     from ftx_fast_compile import install
 
     return install(model)

@@ -1,8 +1,8 @@
 """What stands between a layer's matrix products, made by torch's compiler in place of `layers`: residuals, norms, rotary embedding and
 activation in few passes over the tokens, whatever the model calls them. Attention and adapted layers stay the functions that they are.
 
-On two cores of an EPYC a step of LoRA takes as long as with `layers` (0.99 to 1.05 times, 8 or 16 rows) and the first one 7 to 45 s more:
-that is why `auto` leaves it out. What it keeps for the backward pass is the compiler's choice.
+On a CPU a step takes as long as with `layers` (tests/benchmarks/levers.py) and the first one up to 45 s more: that is why `auto` leaves it out.
+What it keeps for the backward pass is the compiler's choice.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 NAME = "ftx_fast_whole"
 
 
+#: A repeat of a run must come to the same program: nothing that is measured on the device, no sum cut by the first shape that came.
+OPTIONS = {"deterministic": True, "split_reductions": False}
+
+
 class Failed:
     """Whether the compiler could not do a layer of one model."""
 
@@ -33,17 +38,18 @@ class Failed:
 
 
 class Compiled:
-    """One layer's forward, compiled where it trains; as it was everywhere else, and from the first thing on that the compiler cannot do."""
+    """One layer's forward, compiled where it has gradients; as it was everywhere else, and from the first thing on that the compiler cannot do."""
 
     def __init__(self, usual: Callable[..., Tensor], model: Failed) -> None:
         self.usual, self.model = usual, model
-        self.made = torch.compile(usual, dynamic=True)
+        self.made = torch.compile(usual, dynamic=True, options=OPTIONS)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.model.failed or not torch.is_grad_enabled():
             return self.usual(*args, **kwargs)
         try:
-            found: Tensor = self.made(*args, **kwargs)
+            with functorch_config.patch(force_non_lazy_backward_lowering=True):  # so that what fails fails here, and not in the backward pass
+                found: Tensor = self.made(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             self.model.failed = True
             logger.info("not fast: compile: %s", str(error).strip().splitlines()[0])
@@ -51,12 +57,17 @@ class Compiled:
         return found
 
 
-def unfit(model: nn.Module) -> str:
-    """Why the layers of this model are not compiled, or ""."""
+def unfit(model: nn.Module, *, recomputed: bool = False) -> str:
+    """Why the layers of this model are not compiled, or "". `recomputed`: their activations are."""
     layers = layers_of(model)
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
     if not layers:
         return "no layers that it knows, or something else acts on them"
-    kinds = {parameter.device.type for layer in layers for parameter in layer.parameters()}
+    if recomputed:
+        return "activations are recomputed"
+    if not any(parameter.requires_grad for parameter in parameters):
+        return "no layer trains"
+    kinds = {parameter.device.type for parameter in parameters}
     if kinds == {"cpu"}:
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -78,17 +89,16 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def install(model: nn.Module) -> Installed:
-    """Compile each layer when it first trains. To be put on behind the other parts: what they put on stays out of it."""
-    if why := unfit(model):
-        return Installed(lambda: None, off=[f"compile: {why}"])
+    """Compile each layer of a model that is not `unfit` when it first trains. To be put on behind the other parts: what they put on stays
+    out of it."""
     layers = layers_of(model)
     apart = {module: vars(module)["forward"] for layer in layers for module in layer.modules() if "forward" in vars(module)}
-    restore = leave_attention_out(model)
-    for module, forward in apart.items():
-        vars(module)["forward"] = torch.compiler.disable(forward)
     failed = Failed()
-    for layer in layers:
-        vars(layer)["forward"] = Compiled(layer.forward, failed)
+    compiled = [Compiled(layer.forward, failed) for layer in layers]
+    closed = {module: torch.compiler.disable(forward) for module, forward in apart.items()}
+    restore = leave_attention_out(model)
+    for module, forward in [*closed.items(), *zip(layers, compiled, strict=True)]:
+        vars(module)["forward"] = forward
 
     def undo() -> None:
         for layer in layers:

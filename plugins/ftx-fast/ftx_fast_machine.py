@@ -24,7 +24,7 @@ def keep_memory() -> Installed:
     """Let glibc's allocator keep what is freed: a step asks for the same sizes again, and fresh pages cost a fault each.
 
     Set in the running process; no environment variable, no second start. Undone, freed memory goes back to the system, by the
-    thresholds that the process was started with.
+    thresholds that the process was started with, which from then on stay (glibc raises those that nobody has set).
     """
     if platform.libc_ver()[0] != "glibc":
         return Installed(lambda: None, off=["memory: not glibc's allocator"])

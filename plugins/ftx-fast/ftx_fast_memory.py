@@ -24,7 +24,7 @@ def shaped(shape: Shape, parts: Collection[str], *, packed: bool = False) -> Sha
     or where the trainer has `packed` them."""
     cpu = shape.device == "cpu"
     on = {part for part in parts if part not in ("products", "memory")}
-    if "compile" in on:  # of what transformers' own layers keep, the compiler makes some again
+    if "compile" in on and "graphs" not in on and not shape.checkpointing:  # of what transformers' own layers keep, the compiler makes some again
         on -= {"layers"}
     if shape.softcap:
         on -= {"head"}

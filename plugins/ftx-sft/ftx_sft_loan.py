@@ -95,7 +95,7 @@ class OnLoan:
 
     def put_on(self, model: nn.Module) -> Fast:
         """The parts that are asked for, on the model that trains or on its reference."""
-        return install(model, self.parts, noise=bool(self.args.neftune_noise_alpha))
+        return install(model, self.parts, noise=bool(self.args.neftune_noise_alpha), recomputed=bool(self.args.activation_checkpointing))
 
     def supervised(
         self, model: Any, given: dict[str, Any], labels: Tensor, lengths: Sequence[int] | None, *, tree: Tree | None = None, fast: Fast | None = None

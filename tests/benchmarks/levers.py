@@ -1,81 +1,160 @@
-"""What each part of ftx-fast brings: alone against none of them, and what is lost without it; writes its table into docs/benchmarks.md.
+"""What each part of ftx-fast brings, and what DoRA costs beside LoRA; writes its table into docs/benchmarks.md.
 
-`python tests/benchmarks/levers.py [PART ...] [--steps N] [--repeats N]`: LoRA on snips, 16 rows a step, a process for each run, in turns. With
-parts the rows of the others stay.
+`python tests/benchmarks/levers.py [--rounds N]`: snips, 16 rows a step: forward and backward pass of the trainer's own loss, one thread of one process
+for all ways. In each round each way takes one step on the same batch, in a new order; ratios are of steps of one round. The ways without
+`memory` have a process to themselves: what glibc's allocator was told once stays with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import json
 import os
+import random
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from run import PAGE, command, measure, processor, replace, step_of, write_data
+from direct import trainer_of
+from run import command, processor, replace, words_of, write_data
 
-from ftx_fast import PARTS
+from ftx_fast import PARTS, Fast, install
 
 #: Parts that want others: rows are joined only where attention keeps them apart, and grow together only where they are joined.
 WITH = {"rows": ["attention", "rows"], "prefixes": ["attention", "rows", "prefixes"]}
 MARKS = "<!-- levers: begin -->", "<!-- levers: end -->"
+#: What DoRA may come to.
+BAR = 1.2
 
 
-def ways(parts: list[str]) -> dict[str, str]:
-    """What it is called -> trainer.fast."""
-    alone = {f"{part} alone": f"[{','.join(WITH.get(part, [part]))}]" for part in parts}
-    without = {f"all but {part}": f"[{','.join(other for other in PARTS if other != part)}]" for part in parts}
-    return {"off": "off", **alone, "all": "auto", **without}
+def ways() -> dict[str, tuple[str, list[str]]]:
+    """What it is called -> the adapter, and the parts that are on."""
+    alone = {f"{part} alone": ("lora", WITH.get(part, [part])) for part in PARTS}
+    without = {f"all but {part}": ("lora", [other for other in PARTS if other != part and part not in WITH.get(other, [])]) for part in PARTS}
+    return {"off": ("lora", []), **alone, "all": ("lora", list(PARTS)), **without, "compile": ("lora", [*PARTS, "compile"]), "dora": ("dora", list(PARTS))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", help=f"some of: {', '.join(PARTS)}")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    parts = asked.parts or list(PARTS)
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"no such part: {', '.join(unknown)}")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    found: dict[str, list[dict]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    if asked.worker:
+        work(Path(asked.worker[0]), Path(asked.worker[1]))
+        return
+    seconds, peaks = {name: list[float]() for name in ways()}, dict[str, int]()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         data = write_data(Path(folder))["snips"]
-        for repeat in range(asked.repeats):
-            for number, (name, fast) in enumerate(ways(parts).items()):
-                work = Path(folder) / f"{number}-{repeat}"
-                found.setdefault(name, []).append(measure("ftx", "snips", "lora", data, asked.steps, work, ("-o", f"trainer.fast={fast}")))
-                print(f"{name}: {step_of(found[name][-1]):.2f} s", flush=True)
+        workers = {kept: stack.enter_context(worker(data, Path(folder) / f"worker-{kept}")) for kept in (False, True)}
 
-    def against(name: str, base: str) -> str:
-        return f"{statistics.median(step_of(b) / step_of(a) for a, b in zip(found[name], found[base], strict=True)):.2f} times"
+        def ask(name: str, number: int, what: str) -> Any:
+            process = workers["memory" in ways()[name][1]]
+            process.stdin.write(json.dumps([name, number, what]) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            return json.loads(answer) if answer else sys.exit("a worker ended: what it said stands above")
 
-    lines, today = earlier(), datetime.date.today()
-    for part in parts:
-        peak = statistics.median(run["peak"] for run in found[f"{part} alone"]) / 2**20
-        lost = statistics.median(step_of(b) / step_of(a) for a, b in zip(found["all"], found[f"all but {part}"], strict=True))
-        lines[f"`{part}`"] = f"| `{part}` | {PARTS[part]} | {against(f'{part} alone', 'off')} | {lost:.2f} times | {peak:.0f} | {today} |"
-    off, everything = (statistics.median(run["peak"] for run in found[name]) / 2**20 for name in ("off", "all"))
-    lines["all"] = f"| all | | {against('all', 'off')} | | {everything:.0f} (off: {off:.0f}) | {today} |"
-    order = [*(f"`{part}`" for part in PARTS), "all"]
-    replace(
-        MARKS,
-        [
-            f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores: LoRA on snips, 16 rows a step,",
-            f"{asked.repeats} runs of {asked.steps} steps each, in turns; off takes {statistics.median(map(step_of, found['off'])):.2f} s a step.",
-            "",
-            "| part | | a step is faster with it alone | a step is slower without it alone | MiB above load, it alone | measured |",
-            "|---|---|---|---|---|---|",
-            *(lines[name] for name in order if name in lines),
-        ],
-    )
+        for name in ways():
+            peaks[name] = ask(name, 0, "bytes")
+        for number in range(asked.rounds):
+            for name in random.sample(list(ways()), len(ways())):
+                seconds[name].append(ask(name, number, "seconds"))
+            print(f"round {number}: off {seconds['off'][-1]:.2f} s, all {seconds['all'][-1]:.2f} s", flush=True)
+
+    def times(one: str, other: str) -> tuple[float, str]:
+        found = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+        low, middle, high = statistics.quantiles(found, n=4)
+        return middle, f"{middle:.2f} ± {(high - low) / 2 / len(found) ** 0.5:.2f}"
+
+    def mib(name: str) -> str:
+        return f"{peaks[name] / 2**20:.0f}"
+
+    dora = times("dora", "all")
+    lines = [
+        f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores: LoRA on snips, 16 rows, forward and backward pass,",
+        f"{asked.rounds} rounds; off takes {statistics.median(seconds['off']):.2f} s. Medians of the ratios of a round, and half the middle half",
+        "of them by the root of their number. MiB: tensors at most, above the model's. A part that another wants is left out with it.",
+        "",
+        "| part | | off takes as many times as long as it alone | the others take as many times as long as all | MiB, it alone | MiB, the others |",
+        "|---|---|---|---|---|---|",
+    ]
+    for part, what in PARTS.items():
+        beside = ("", "") if part == "memory" else (mib(f"{part} alone"), mib(f"all but {part}"))  # an allocator's pages are no tensors
+        lines.append(f"| `{part}` | {what} | {times('off', f'{part} alone')[1]} | {times(f'all but {part}', 'all')[1]} | {beside[0]} | {beside[1]} |")
+    lines += [
+        f"| all | | {times('off', 'all')[1]} | | {mib('all')} | (off) {mib('off')} |",
+        "",
+        f"With `compile` in place of `layers` a step takes {times('compile', 'all')[1]} times as long as with all, and {mib('compile')} MiB.",
+        f"DoRA takes {dora[1]} times as long as LoRA, all parts on (at most {BAR} was asked for: {'reached' if dora[0] <= BAR else 'not reached'}).",
+    ]
+    replace(MARKS, lines)
 
 
-def earlier() -> dict[str, str]:
-    """The rows of the page's table, by part."""
-    inside = PAGE.read_text("utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0]
-    return {line.split("|")[1].strip(): line for line in inside.splitlines() if line.startswith(("| `", "| all"))}
+@contextlib.contextmanager
+def worker(data: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that takes the steps it is asked for (`work`)."""
+    folder.mkdir()
+    call = [sys.executable, __file__, "--worker", str(data), str(folder)]
+    with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def work(data: Path, folder: Path) -> None:
+    """For each line [name of the way, number of the batch, "seconds" or "bytes"] on standard input a line with the number."""
+    from ftx.measure import measure
+    from ftx_fast_machine import keep_memory
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints
+    trainers: dict[str, Any] = {}
+    batches: list[dict[str, Any]] = []
+    compiled: Fast | None = None
+    for line in sys.stdin:
+        name, number, what = json.loads(line)
+        adapter, parts = ways()[name]
+        if "memory" in parts:
+            keep_memory()
+        held = "compile" if name == "compile" else adapter  # what is compiled is compiled once
+        if held not in trainers:
+            trainers[held] = trainer_of(words_of("snips", adapter, data, 100, 16, 2e-4), folder / held, [])
+            trainers[held].model.train()
+            batches = batches or [batch for _, batch in zip(range(100), trainers[held].get_train_dataloader(), strict=False)]
+        trainer, batch = trainers[held], batches[number]
+        if name == "compile" and compiled is None:
+            compiled = install(trainer.model, parts)
+        fast = trainer.fast = compiled if name == "compile" and compiled is not None else install(trainer.model, [one for one in parts if one != "memory"])
+        if what == "bytes":
+            step(trainer, batch, parts)
+            trainer.model.zero_grad()
+            with measure() as found:
+                step(trainer, batch, parts)
+            answer: float = found.added
+        else:
+            trainer.model.zero_grad()
+            began = time.perf_counter()
+            step(trainer, batch, parts)
+            answer = time.perf_counter() - began
+        if fast is not compiled:
+            fast.undo()
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def step(trainer: Any, batch: dict[str, Any], parts: list[str]) -> None:
+    given = batch if "prefixes" in parts else {name: value for name, value in batch.items() if name != "tree"}
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, given, num_items_in_batch=batch["supervised_tokens"])
+    trainer.accelerator.backward(loss)
 
 
 if __name__ == "__main__":

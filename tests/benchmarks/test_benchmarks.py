@@ -64,7 +64,7 @@ def test_trainers_of_one_process_take_their_steps_in_turn():
     assert order == ["a", "b", "c"] * 5
     assert [len(turn.seconds) for turn in found.values()] == [4, 4, 4]
     assert min(found["b"].seconds) >= 0.1 > max(found["a"].seconds + found["c"].seconds)
-    times, doubt = abreast.slower([found["b"].seconds, found["a"].seconds])
+    times, doubt = abreast.slower(found["b"].seconds, found["a"].seconds)
     assert 3 < times < 6 and doubt < 1
 
 
