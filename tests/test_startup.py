@@ -13,6 +13,7 @@ def test_the_collector_looks_less_often_until_a_model_is_loaded(tmp_path):
     import torch
 
     tiny_model().save_pretrained(tmp_path)
+    startup.over()  # of a command that another test called in this process, and that has loaded no model
     before = gc.get_threshold()
     startup.begin()
     startup.begin()  # a command called from within another
