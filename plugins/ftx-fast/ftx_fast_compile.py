@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 #: The name under which transformers knows ftx_fast_attention as a function that the compiler does not look into.
 NAME = "ftx_fast_whole"
-
-
 #: A repeat of a run must come to the same program: nothing that is measured on the device, no sum cut by the first shape that came.
 OPTIONS = {"deterministic": True, "split_reductions": False}
 
@@ -48,8 +46,7 @@ class Compiled:
         if self.model.failed or not torch.is_grad_enabled():
             return self.usual(*args, **kwargs)
         try:
-            with functorch_config.patch(force_non_lazy_backward_lowering=True):  # so that what fails fails here, and not in the backward pass
-                found: Tensor = self.made(*args, **kwargs)
+            found: Tensor = self.made(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             self.model.failed = True
             logger.info("not fast: compile: %s", str(error).strip().splitlines()[0])
@@ -97,6 +94,8 @@ def install(model: nn.Module) -> Installed:
     compiled = [Compiled(layer.forward, failed) for layer in layers]
     closed = {module: torch.compiler.disable(forward) for module, forward in apart.items()}
     restore = leave_attention_out(model)
+    both = functorch_config.patch(force_non_lazy_backward_lowering=True)  # what fails fails in the forward pass, and not in the backward one
+    both.__enter__()
     for module, forward in [*closed.items(), *zip(layers, compiled, strict=True)]:
         vars(module)["forward"] = forward
 
@@ -105,6 +104,7 @@ def install(model: nn.Module) -> Installed:
             vars(layer).pop("forward", None)
         for module, forward in apart.items():
             vars(module)["forward"] = forward
+        both.__exit__(None, None, None)
         restore()
 
     return Installed(undo, on=[f"{len(layers)} layers compiled"])

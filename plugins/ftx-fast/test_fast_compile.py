@@ -81,7 +81,9 @@ def test_taken_off_without_a_trace(compiler):
     attention = model.config._attn_implementation
     fast = install(model, ALL)
     assert model.config._attn_implementation == ftx_fast_compile.NAME
+    assert torch._functorch.config.force_non_lazy_backward_lowering
     fast.undo()
+    assert not torch._functorch.config.force_non_lazy_backward_lowering
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
     assert model.config._attn_implementation == attention
 

@@ -88,6 +88,16 @@ def test_the_head_takes_as_many_rows_at_once():
         assert memory.chunk(shape) == head.chunk_of(torch.empty(vocabulary, 1))
 
 
+def test_what_is_compiled_saves_nothing_that_layers_would():
+    """Where it is compiled: the same two exceptions as when the parts are put on."""
+    for parts, shape, layers in (
+        (["layers", "compile"], SHAPE, False),
+        (["layers", "compile", "graphs"], SHAPE, True),
+        (["layers", "compile"], replace(SHAPE, checkpointing=True), True),
+    ):
+        assert ("layers" in memory.shaped(shape, parts).fused) == layers
+
+
 def test_what_does_not_apply_is_left_out():
     on = memory.shaped(replace(SHAPE, device="cuda", softcap=True), ["head", "attention", "layers", "lora", "products", "memory"]).fused
     assert on == {"attention", "layers", "lora"}

@@ -389,6 +389,16 @@ def test_a_tree_is_made_only_for_rows_that_share(tmp_path: Path, more: dict[str,
         trainer.fast.undo()
 
 
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_nothing_is_compiled_where_activations_are_recomputed(tmp_path: Path, recomputed: bool) -> None:
+    trainer = make_trainer(tmp_path, fast=["auto", "compile"], gradient_checkpointing=recomputed)
+    fast = trainer.put_on(trainer.model)
+    on, off = fast.on, fast.off
+    fast.undo()
+    assert ("compile: activations are recomputed" in off) == recomputed
+    assert any("RMSNorm" in line for line in on) or not recomputed, "layers in its place"
+
+
 # -------------------------------------------------------------------------------------------------------------- encoding
 
 

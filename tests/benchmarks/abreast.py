@@ -15,10 +15,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from direct import trainer_of
-from run import command, processor, replace, words_of, write_data
+from run import command, middle_of, processor, replace, words_of, write_data
 from turns import Turn, in_turns
 
 MARKS = "<!-- abreast: begin -->", "<!-- abreast: end -->"
@@ -82,9 +81,7 @@ def slower(one: list[float], other: list[float]) -> tuple[float, float]:
 
     The first two of each are left out.
     """
-    times: list[Any] = [a / b for a, b in zip(one[2:], other[2:], strict=True)]
-    low, middle, high = statistics.quantiles(times, n=4)
-    return middle, (high - low) / 2 / len(times) ** 0.5
+    return middle_of([a / b for a, b in zip(one[2:], other[2:], strict=True)])
 
 
 if __name__ == "__main__":

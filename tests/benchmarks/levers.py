@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from direct import trainer_of
-from run import command, processor, replace, words_of, write_data
+from run import command, middle_of, processor, replace, words_of, write_data
 
 from ftx_fast import PARTS, Fast, install
 
@@ -71,8 +71,8 @@ def main() -> None:
 
     def times(one: str, other: str) -> tuple[float, str]:
         found = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
-        low, middle, high = statistics.quantiles(found, n=4)
-        return middle, f"{middle:.2f} ± {(high - low) / 2 / len(found) ** 0.5:.2f}"
+        middle, doubt = middle_of(found)
+        return middle, f"{middle:.2f} ± {doubt:.2f}"
 
     def mib(name: str) -> str:
         return f"{peaks[name] / 2**20:.0f}"

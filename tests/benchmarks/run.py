@@ -190,6 +190,12 @@ def step_of(run: dict) -> float:
     return statistics.median(run["seconds"][2:])
 
 
+def middle_of(ratios: list[float]) -> tuple[float, float]:
+    """The median, and how sure it is: half the middle half's width by the root of their number."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, (high - low) / 2 / len(ratios) ** 0.5
+
+
 def ratio(sides: dict[str, list[dict]], other: str, what: str) -> float:
     """Median over the turns: how many times ftx is faster, or what share of the other's memory it takes."""
     if what == "peak":
