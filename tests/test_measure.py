@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from ftx.measure import live_storages, measure, resident, size_of
@@ -49,6 +50,28 @@ def test_what_comes_and_goes():
         del view, second
     assert (again.added, again.end - again.start) == (0, -5 * MB)
     assert again.start == found.end
+
+
+def test_nothing_is_recorded_but_memory(monkeypatch):
+    seen = []
+    stop = torch.autograd._disable_profiler
+    monkeypatch.setattr(torch.autograd, "_disable_profiler", lambda: (seen.append(stop()), seen[-1])[1])
+    with measure():
+        (zeros(1).requires_grad_() * 2).sum().backward()
+    (result,) = seen
+    events = result.experimental_event_tree()
+    assert events and all(event.tag == torch._C._profiler._EventType.Allocation and not event.children for event in events)
+
+
+def test_beside_another_profiler():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as other:
+        with pytest.raises(RuntimeError, match="another profiler"), measure():
+            pass
+        torch.ones(1).cos()
+    assert "aten::cos" in {event.key for event in other.key_averages()}  # it went on
+    with measure() as found:  # that left nothing behind
+        zeros(1)
+    assert found.added == MB
 
 
 def test_a_storage_counts_once_and_wholly():

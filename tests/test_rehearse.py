@@ -156,6 +156,21 @@ def test_only_longer_batches_are_measured(shared):
     assert begun == [8, 5, 6, 9]
 
 
+def test_beside_somebody_elses_profiler_nothing_is_measured(caplog):
+    peak = Peak(Run(recipe=Recipe(), ledger=Ledger()))
+    peak.model = torch.nn.Linear(1, 1)
+    with torch.profiler.profile() as theirs:
+        for size in (8, 9):
+            peak.on_step_begin(None, None, None, optimizer=None)
+            peak._forward(peak.model, (), {"input_ids": torch.zeros(1, size, dtype=torch.long)})
+            peak.model(torch.ones(1, 1)).sum().backward()
+            peak.on_optimizer_step(None, None, None)
+            peak.on_step_end(None, None, None)
+    assert caplog.text.count("memory is not measured: another profiler") == 1
+    assert "aten::linear" in {event.key for event in theirs.key_averages()}
+    assert "peak_memory" not in peak.result(1.0)
+
+
 def test_seconds_only_from_this_machine(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("FTX_CACHE", str(tmp_path))
     planner, case, *_ = planned(shared)

@@ -44,10 +44,11 @@ def measure(device: str = "cpu", apart: Sequence[weakref.ref[torch.UntypedStorag
     """Measure a block: each storage counts once, with all its bytes, from its allocation until it is freed.
 
     On a CPU torch's profiler reports what the allocator gives and takes back, temporaries inside of operators and the
-    backward pass included; it changes no result, in contrast to a dispatch mode, under which autograd no longer adds
-    gradients in place. What stood before is found by the garbage collector (a saved activation of a graph that is older
-    than the block is not). On CUDA it is `max_memory_allocated`, whose peak is reset at the beginning. Blocks cannot be
-    nested, nor stand inside another profiler's. On a CPU `apart` (of `bystanders`) does not count.
+    backward pass included, and nothing else: of operators it is told nothing, which would be most of its work. It changes
+    no result, in contrast to a dispatch mode, under which autograd no longer adds gradients in place. What stood before is
+    found by the garbage collector (a saved activation of a graph that is older than the block is not). On CUDA it is
+    `max_memory_allocated`, whose peak is reset at the beginning. Blocks cannot be nested, nor stand inside another
+    profiler's. On a CPU `apart` (of `bystanders`) does not count.
     """
     import torch
 
@@ -62,26 +63,24 @@ def measure(device: str = "cpu", apart: Sequence[weakref.ref[torch.UntypedStorag
             torch.cuda.synchronize()
             found.peak, found.end = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
         return
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its two lines on standard error at each start and stop
     freed: list[tuple[int, int]] = []
     watched = []
     strange = {storage.data_ptr() for storage in [one() for one in apart] if storage is not None}
-    for storage in live_storages("cpu"):
-        if storage.data_ptr() in strange:
-            continue
-        size = storage.nbytes()
-        found.start += size
-        watched.append(weakref.finalize(storage, _note, freed, size))
-    storage = None  # this name must not keep one alive
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-    profiler.start()
+    _listen()
     try:
+        for storage in live_storages("cpu"):
+            if storage.data_ptr() in strange:
+                continue
+            size = storage.nbytes()
+            found.start += size
+            watched.append(weakref.finalize(storage, _note, freed, size))
+        storage = None  # this name must not keep one alive
         yield found
     finally:
-        profiler.stop()
+        allocations = _allocations()
         for one in watched:
             one.detach()
-        found.curve = sorted([*freed, *_allocations(profiler)])
+        found.curve = sorted([*freed, *allocations])
         live = found.peak = found.start
         for moment, change in found.curve:
             live += change
@@ -143,25 +142,42 @@ def _note(freed: list[tuple[int, int]], size: int) -> None:
     freed.append((time.time_ns(), -size))
 
 
-def _allocations(profiler: Any) -> Iterator[tuple[int, int]]:
-    """(nanoseconds, bytes) of every block that the CPU's allocator gave while the profiler ran, and of its return.
+def _listen() -> None:
+    """Start torch's profiler for what CPU allocators do. `torch.profiler` takes no scope, and without one each operator is recorded, too:
+    a third of a step more on a small model. RuntimeError where another profiler is at work.
+    """
+    import torch
+    from torch._C._profiler import ProfilerActivity, ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
+
+    if torch.autograd._profiler_enabled():  # two would end each other without a word
+        raise RuntimeError("another profiler of torch's is at work")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its two lines on standard error at each start and stop
+    shapes = stack = flops = modules = False
+    config = ProfilerConfig(ProfilerState.KINETO, shapes, True, stack, flops, modules, _ExperimentalConfig())
+    torch.autograd._prepare_profiler(config, {ProfilerActivity.CPU})
+    torch.autograd._enable_profiler(config, {ProfilerActivity.CPU}, {RecordScope.STATIC_RUNTIME_MODEL})  # a scope that nothing opens
+
+
+def _allocations() -> list[tuple[int, int]]:
+    """Stop listening -> (nanoseconds, bytes) of every block that the CPU's allocator gave meanwhile, and of its return.
 
     The return of an older block counts where its storage was watched: the profiler knows of some and not of others.
     """
+    import torch
     from torch._C._profiler import _EventType
 
-    waiting, found = list(profiler.profiler.kineto_results.experimental_event_tree()), []
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
-            found.append((event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.ptr))
-    given = set()
-    for moment, size, address in sorted(found, key=lambda one: one[0]):
+    given, found = set(), list[tuple[int, int]]()
+    events = torch.autograd._disable_profiler().experimental_event_tree()
+    for event in sorted(events, key=lambda one: one.start_time_ns):
+        fields = event.extra_fields
+        if event.tag != _EventType.Allocation or fields.device.type != "cpu":
+            continue
+        size, address = fields.alloc_size, fields.ptr
         if size > 0:
             given.add(address)
         elif address in given:
             given.remove(address)
         else:
             continue
-        yield moment, size
+        found.append((event.start_time_ns, size))
+    return found

@@ -33,8 +33,8 @@ def llama_factory(environment: Path, adapter: str, data: Path, steps: int, batch
     rows = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     (work / "rows.json").write_text(json.dumps([{"input": "", **row} for row in rows]))
     (work / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
-    (work / "settings.json").write_text(json.dumps(settings(str(models.resolve("smollm2")), adapter, steps, batch, rate, work)))
-    command = [environment / "bin" / "python", "-c", TRAIN, work / "settings.json", work / "noted.json"]
+    (work / "settings.yaml").write_text(json.dumps(settings(str(models.resolve("smollm2")), adapter, steps, batch, rate, work)))
+    command = [environment / "bin" / "python", "-c", TRAIN, work / "settings.yaml", work / "noted.json"]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TOYS)}
     with (work / "said.txt").open("w") as said:
         done = subprocess.run([str(word) for word in command], stdout=said, stderr=said, env=variables, check=False)
