@@ -31,13 +31,13 @@ lint: $(VENV)/.ftx-testable
 
 bench: $(VENV)/.ftx-testable
 	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/dora.py
 	$(BIN)/python tests/benchmarks/abreast.py
-	$(BIN)/python tests/benchmarks/learned.py
 
-bench-full: $(VENV)/.ftx-testable
-	$(BIN)/python tests/benchmarks/run.py --full
-	$(BIN)/python tests/benchmarks/abreast.py
+bench-full: bench
+	$(BIN)/python tests/benchmarks/run.py --more
 	$(BIN)/python tests/benchmarks/levers.py
+	$(BIN)/python tests/benchmarks/learned.py
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/generation.py --prompts 200 --dtype float32 --one-by-one
 

@@ -1,4 +1,4 @@
-"""What each part of ftx-fast brings, and what DoRA costs beside LoRA; writes its table into docs/benchmarks.md.
+"""What each part of ftx-fast brings; writes its table into docs/benchmarks.md.
 
 `python tests/benchmarks/levers.py [--rounds N]`: snips, 16 rows a step: forward and backward pass of the trainer's own loss, one thread of one process
 for all ways. In each round each way takes one step on the same batch, in a new order; ratios are of steps of one round. The ways without
@@ -30,15 +30,13 @@ from ftx_fast import PARTS, Fast, install
 #: Parts that want others: rows are joined only where attention keeps them apart, and grow together only where they are joined.
 WITH = {"rows": ["attention", "rows"], "prefixes": ["attention", "rows", "prefixes"]}
 MARKS = "<!-- levers: begin -->", "<!-- levers: end -->"
-#: What DoRA may come to.
-BAR = 1.2
 
 
-def ways() -> dict[str, tuple[str, list[str]]]:
-    """What it is called -> the adapter, and the parts that are on."""
-    alone = {f"{part} alone": ("lora", WITH.get(part, [part])) for part in PARTS}
-    without = {f"all but {part}": ("lora", [other for other in PARTS if other != part and part not in WITH.get(other, [])]) for part in PARTS}
-    return {"off": ("lora", []), **alone, "all": ("lora", list(PARTS)), **without, "compile": ("lora", [*PARTS, "compile"]), "dora": ("dora", list(PARTS))}
+def ways() -> dict[str, list[str]]:
+    """What it is called -> the parts that are on."""
+    alone = {f"{part} alone": WITH.get(part, [part]) for part in PARTS}
+    without = {f"all but {part}": [other for other in PARTS if other != part and part not in WITH.get(other, [])] for part in PARTS}
+    return {"off": [], **alone, "all": list(PARTS), **without, "compile": [*PARTS, "compile"]}
 
 
 def main() -> None:
@@ -56,7 +54,7 @@ def main() -> None:
         workers = {kept: stack.enter_context(worker(data, Path(folder) / f"worker-{kept}")) for kept in (False, True)}
 
         def ask(name: str, number: int, what: str) -> Any:
-            process = workers["memory" in ways()[name][1]]
+            process = workers["memory" in ways()[name]]
             process.stdin.write(json.dumps([name, number, what]) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
@@ -77,7 +75,6 @@ def main() -> None:
     def mib(name: str) -> str:
         return f"{peaks[name] / 2**20:.0f}"
 
-    dora = times("dora", "all")
     lines = [
         f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores: LoRA on snips, 16 rows, forward and backward pass,",
         f"{asked.rounds} rounds; off takes {statistics.median(seconds['off']):.2f} s. Medians of the ratios of a round, and half the middle half",
@@ -93,7 +90,6 @@ def main() -> None:
         f"| all | | {times('off', 'all')[1]} | | {mib('all')} | (off) {mib('off')} |",
         "",
         f"With `compile` in place of `layers` a step takes {times('compile', 'all')[1]} times as long as with all, and {mib('compile')} MiB.",
-        f"DoRA takes {dora[1]} times as long as LoRA, all parts on (at most {BAR} was asked for: {'reached' if dora[0] <= BAR else 'not reached'}).",
     ]
     replace(MARKS, lines)
 
@@ -122,12 +118,12 @@ def work(data: Path, folder: Path) -> None:
     compiled: Fast | None = None
     for line in sys.stdin:
         name, number, what = json.loads(line)
-        adapter, parts = ways()[name]
+        parts = ways()[name]
         if "memory" in parts:
             keep_memory()
-        held = "compile" if name == "compile" else adapter  # what is compiled is compiled once
+        held = "compiled" if name == "compile" else "plain"  # what is compiled is compiled once
         if held not in trainers:
-            trainers[held] = trainer_of(words_of("snips", adapter, data, 100, 16, 2e-4), folder / held, [])
+            trainers[held] = trainer_of(words_of("snips", "lora", data, 100, 16, 2e-4), folder / held, [])
             trainers[held].model.train()
             batches = batches or [batch for _, batch in zip(range(100), trainers[held].get_train_dataloader(), strict=False)]
         trainer, batch = trainers[held], batches[number]

@@ -43,6 +43,12 @@ def llama_factory(environment: Path, adapter: str, data: Path, steps: int, batch
     return json.loads((work / "noted.json").read_text())
 
 
+def version_of(environment: Path) -> str:
+    """LLaMA-Factory's version there."""
+    command = [str(environment / "bin" / "python"), "-c", "import importlib.metadata as m; print(m.version('llamafactory'))"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def settings(model: str, adapter: str, steps: int, batch: int, rate: float, work: Path) -> dict:
     """The workload in LLaMA-Factory's names."""
     return {

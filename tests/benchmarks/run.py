@@ -1,6 +1,6 @@
 """make bench, make bench-full: ftx beside TRL as it comes and TRL tuned, on the same rows, settings and seed; writes docs/benchmarks.md.
 
-`run.py [WORKLOAD...] [--full] [--steps N] [--repeats N]`. Each run is a process of its own and the sides take turns, A B C A B C; times are
+`run.py [--more] [--steps N] [--repeats N]`; `run.py WORKLOAD...` prints only. Each run is a process of its own and the sides take turns, A B C A B C; times are
 seconds from one optimizer step's beginning to the next one's, by one clock for every side (tests/toys/clock.py; the first two of each run
 are left out, so that start-up does not count), memory is what the process held at most above what it held when training began. Losses
 and gradient norms stand beside them, so that nobody wins by not learning. Where FTX_BENCH_PEERS names the directory of an environment
@@ -23,15 +23,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from peers import llama_factory
+from peers import llama_factory, version_of
 from picture import bars
 
 REPO = Path(__file__).resolve().parent.parent.parent
 DATA = REPO.parent / "shared" / "data"
 TOYS = REPO / "tests" / "toys"
 PAGE = REPO / "docs" / "benchmarks.md"
-PICTURE = REPO / "docs" / "benchmarks.svg"
 MARKS = "<!-- make bench: begin -->", "<!-- make bench: end -->"
+MORE_MARKS = "<!-- more: begin -->", "<!-- more: end -->"
 #: TRL as it comes loads fp32, computes in bf16 autocast and recomputes activations; tuned it does neither.
 TRL = {"TRL": {"dtype": "float32", "bf16": True, "checkpointing": True}, "TRL tuned": {"dtype": "bfloat16", "bf16": False, "checkpointing": False}}
 ALL, TWO = ["ftx", "TRL", "TRL tuned"], ["ftx", "TRL"]
@@ -74,7 +74,7 @@ LONGEST = 960
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workloads", nargs="*", help=f"some of: {', '.join({**WORKLOADS, **MORE})}")
-    parser.add_argument("--full", action="store_true", help="all workloads")
+    parser.add_argument("--more", action="store_true", help="the workloads that only make bench-full takes")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=2)
     asked = parser.parse_args()
@@ -88,7 +88,7 @@ def main() -> None:
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         files = write_data(Path(folder))
-        for name in asked.workloads or (known if asked.full else WORKLOADS):
+        for name in asked.workloads or (MORE if asked.more else WORKLOADS):
             kind, adapter, sides = known[name]
             if os.environ.get("FTX_BENCH_PEERS") and "TRL" in sides and adapter in ("lora", "attention", "dora") and kind != "pairs":
                 sides = [*sides, "LLaMA-Factory"]
@@ -98,8 +98,12 @@ def main() -> None:
                 print(f"{name}: not measured: {failure}", file=sys.stderr)
                 failed.append(name)
         floors = {name: floor(sides["ftx"], known[name][1]) for name, sides in found.items() if name in ("snips, LoRA", "alpaca, LoRA")}
-    if found:
-        write_page(found, floors, asked)
+    if found and asked.workloads:
+        print("\n".join(page_of(found, floors, asked)))
+    elif found:
+        picture = "benchmarks-more.svg" if asked.more else "benchmarks.svg"
+        (PAGE.parent / picture).write_text(bars(useful(found), "useful tokens a second"), encoding="utf-8")
+        replace(MORE_MARKS if asked.more else MARKS, [*page_of(found, floors, asked), "", f"![Useful tokens a second]({picture})"])
     sys.exit(f"not measured: {', '.join(failed)}" if failed else 0)
 
 
@@ -256,34 +260,34 @@ def speeds() -> dict[str, float]:
     return found
 
 
-def write_page(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]], asked: argparse.Namespace) -> None:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ftx-core", "torch", "transformers", "trl", "peft"))
+def page_of(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]], asked: argparse.Namespace) -> list[str]:
+    """The lines of the page."""
+    versions = [f"{name} {metadata.version(name)}" for name in ("ftx-core", "torch", "transformers", "trl", "peft")]
+    if any("LLaMA-Factory" in sides for sides in found.values()):
+        versions.append(f"LLaMA-Factory {version_of(Path(os.environ['FTX_BENCH_PEERS']))}")
     machine = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds().items())
-    text = [
-        f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {versions}.",
+    measured = bar_rows(found, floors)
+    return [
+        f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {', '.join(versions)}.",
         f"Matrix products of 1200 x 576 x 1536 in GFLOP/s: {machine}. SmolLM2-135M-Instruct, rank 16, 16 rows (DPO: 2 pairs) a step,",
-        f"{asked.repeats} runs of {asked.steps} steps each, in turns.",
+        f"runs of {asked.steps} steps, {asked.repeats} of each side, in turns.",
         "Useful: tokens that are no padding, of all positions that go through the model; above 100 % where what rows begin with alike goes",
         "through once.",
         "",
         "| workload | | seconds a step | useful tokens/s | useful | ftx is faster | MiB above load | last loss | last gradient norm |",
         "|---|---|---|---|---|---|---|---|---|",
         *(line for name, sides in found.items() for line in table_rows(name, sides)),
-        "",
-        "![Useful tokens a second](benchmarks.svg)",
-        "",
-        "The bars were set for a CPU that multiplies bfloat16 in hardware (AVX-512-BF16); what this one reaches:",
-        "",
-        "| ratio | bar | measured | reached |",
-        "|---|---|---|---|",
-        *bar_rows(found, floors),
+        *(["", "What was asked for, on a CPU that multiplies bfloat16 in hardware:", ""] if measured else []),
+        *(["| ratio | bar | measured | reached |", "|---|---|---|---|", *measured] if measured else []),
     ]
-    values = {
+
+
+def useful(found: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, float]]:
+    """Tokens that are no padding, a second, of each side of each workload."""
+    return {
         name: {side: sides["ftx"][0]["tokens"] / len(runs[0]["losses"]) / statistics.median(map(step_of, runs)) for side, runs in sides.items()}
         for name, sides in found.items()
     }
-    PICTURE.write_text(bars(values, "useful tokens a second"), encoding="utf-8")
-    replace(MARKS, text)
 
 
 def command() -> str:
@@ -294,6 +298,8 @@ def command() -> str:
 def replace(marks: tuple[str, str], text: list[str]) -> None:
     """Put lines between two marks of the page, and print them."""
     page = PAGE.read_text("utf-8")
+    if marks[0] not in page:
+        sys.exit(f"{PAGE} has no {marks[0]}")
     before, _, rest = page.partition(marks[0])
     PAGE.write_text("\n".join([before + marks[0], "", *text, "", marks[1]]) + rest.partition(marks[1])[2], encoding="utf-8")
     print("\n".join(text))
