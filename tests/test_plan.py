@@ -27,7 +27,7 @@ from ftx.plan import Prediction, predict, steps_of
 from ftx.planning import Planner, settle
 from ftx.recipe import Recipe, merge, resolve
 from ftx.recommended import recommended
-from ftx.rows import Rows, largest_batches, largest_packs, packed, prefix_of, rows_of
+from ftx.rows import Rows, computed, largest_batches, largest_packs, packed, prefix_of, rows_of
 from ftx.run import Run
 from ftx.shape import Shape, read_shape, shape_of
 from ftx.testing.tiny import tiny_model_dir
@@ -579,6 +579,19 @@ def test_what_rows_begin_with_alike(at_once, monkeypatch):
     assert prefix_of(pairs) == 0
     rows = rows_of(pairs.remove_columns("x").add_column("chosen_labels", ids).add_column("rejected_labels", ids))
     assert rows.alike == [3, 2, 0, 4] and rows.lengths == [(4, 4), (3, 2), (5, 1), (4, 4)]
+
+
+def test_what_one_pass_over_the_rows_computes():
+    one = Rows([(9,), (5,), (7,), (7,)], [1] * 4, prefix=3)
+    assert computed(one, 2, joined=True, shared=False) == 28
+    assert computed(one, 2, joined=True, shared=True) == 28 - 4 - 2 * 3  # no last token; one row of each batch finds the beginning there
+    assert computed(one, 4, joined=False, shared=False) == 36
+    assert computed(one, 1, joined=False, shared=False) == 28
+    assert 30 <= computed(one, 2, joined=False, shared=False) <= 32  # by who comes together
+    pairs = Rows([(9, 6), (8, 8)], [1, 1], alike=[4, 5], prefix=2)
+    assert computed(pairs, 2, joined=True, shared=True) == 31 - 4 - 9 - 2
+    assert computed(pairs, 1, joined=False, shared=False) == 18 + 16
+    assert computed(Rows([], []), 2, joined=False, shared=False) == 0
 
 
 def test_the_largest_batch_by_length_and_by_what_differs():

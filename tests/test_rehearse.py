@@ -134,11 +134,11 @@ def test_a_run_that_an_error_ended_has_what_was_measured(toy_run, tmp_path, cli)
 
 def test_several_processes_of_a_run_keep_the_largest_peak_and_sum_the_rest(tmp_path):
     before = {"peak_memory": 9, "by_kind": {"weights": 9}, "step": 2, "batch_tokens": 3, "resident_memory": 7, "seconds": 1.0, "tokens": 10}
-    before |= {"timed_steps": 8, "seconds_per_token": 0.1}
+    before |= {"timed_steps": 8, "seconds_per_position": 0.1}
     (tmp_path / "ftx-measured.json").write_text(json.dumps(before))
     peak = Peak(Run(recipe=Recipe(), ledger=Ledger()), checkpoint=tmp_path)
     now = {"peak_memory": 5, "by_kind": {"weights": 5}, "step": 4, "batch_tokens": 2, "resident_memory": 8, "seconds": 2.0, "tokens": 4}
-    now |= {"timed_steps": 3, "seconds_per_token": 0.2}
+    now |= {"timed_steps": 3, "seconds_per_position": 0.2}
     assert peak._with_earlier(now) == before | {"resident_memory": 8, "seconds": 3.0, "tokens": 14}
     assert peak._with_earlier(now | {"peak_memory": 11, "timed_steps": 9})["by_kind"] == {"weights": 5}
 
@@ -176,7 +176,10 @@ def test_seconds_only_from_this_machine(shared, tmp_path, monkeypatch):
     planner, case, *_ = planned(shared)
     assert case.prediction.seconds is None
     speed.remember(case.recipe, case.prediction.shape, "cpu", 0.001)
-    assert planned(shared)[1].prediction.seconds == pytest.approx(0.001 * case.prediction.tokens)
+    found = planned(shared)[1].prediction
+    assert found.shape.shared == 0 and found.seconds == pytest.approx(0.001 * found.tokens)
+    prefix = {"alike": ([], 40)}  # data that begin alike are trained in less time: one row of a step's two finds 40 tokens there
+    assert planned(shared, **prefix)[1].prediction.seconds == pytest.approx(found.seconds - 0.001 * (4 + 2 * 40) * found.tokens / 220)
     assert planned(shared, accumulation=4)[1].prediction.seconds, "accumulation makes no token slower"
     assert planned(shared, checkpointing=True)[1].prediction.seconds is None
     assert planned(shared, adapter="dora")[1].prediction.seconds is None
@@ -191,7 +194,7 @@ def test_the_command(toy_run, tmp_path, cli, monkeypatch, shared, small):
     arguments = ["plan", "--model", str(shared), "--data", str(small["train"]), "--formatter", "toys:Pairs", "--dtype", "float32", "--json"]
     first = json.loads(cli(*arguments, "--trace", "--measure").stdout)
     assert abs(first["traced"]["closed_form_over_trace"]) < 0.05
-    assert first["predicted"]["seconds"] == pytest.approx(first["seconds_per_token"] * first["predicted"]["tokens"])
+    assert first["predicted"]["seconds"] == pytest.approx(first["seconds_per_position"] * first["predicted"]["tokens"], rel=0.3)
     second = json.loads(cli(*arguments).stdout)
     assert second["predicted"]["seconds"] == first["predicted"]["seconds"]
     refused = cli("plan", "--model", "llama-3.1-8b", "--device-memory", "48GB", "--measure")

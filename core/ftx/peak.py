@@ -43,7 +43,7 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         self.began: float | None = None
         self.peak, self.about = 0, dict[str, Any]()
         self.longest = self.tokens = 0
-        self.steps = list[tuple[float, int, bool]]()  # seconds, tokens with padding, whether measured
+        self.steps = list[tuple[float, int, bool]]()  # seconds, positions that went through the model, whether measured
         self.block: contextlib.ExitStack | None = None
         self.hook: Any = None
         self.working = True
@@ -158,7 +158,7 @@ class Peak(TrainerCallback):  # type: ignore[misc]
     def _with_earlier(self, found: dict[str, Any]) -> dict[str, Any]:
         """What this process found, with what those before it did: the largest peak, all time and tokens, the surest speed."""
         joined = {**self.earlier, **found}
-        for leading, following in (("peak_memory", ("by_kind", "step", "batch_tokens")), ("timed_steps", ("seconds_per_token",))):
+        for leading, following in (("peak_memory", ("by_kind", "step", "batch_tokens")), ("timed_steps", ("seconds_per_position",))):
             if self.earlier.get(leading, 0) > found.get(leading, 0):
                 joined |= {name: self.earlier[name] for name in (leading, *following)}
         for name, join in (("seconds", sum), ("tokens", sum), ("resident_memory", max)):
@@ -180,10 +180,8 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         found: dict[str, Any] = {"peak_memory": self.peak, **self.about} if self.peak else {}
         found |= {"resident_memory": resident(), "seconds": round(seconds, 3), "tokens": self.tokens}
         plain = [(seconds, count) for seconds, count, measured in self.steps[1:] if not measured]
-        if self.tokens and sum(count for _, count in plain):
-            padding = sum(count for _, count, _ in self.steps) / self.tokens
-            found["timed_steps"] = len(plain)
-            found["seconds_per_token"] = sum(seconds for seconds, _ in plain) / sum(count for _, count in plain) * padding
+        if positions := sum(count for _, count in plain):
+            found |= {"timed_steps": len(plain), "seconds_per_position": sum(seconds for seconds, _ in plain) / positions}
         return found
 
 
@@ -227,7 +225,7 @@ def finish(run: Run) -> None:
     measured = run.directory.read_json("plan.json", {}).get("measured", {}) | {"disk": disk_of(run.directory)}
     note(run, measured)
     if measured.get("timed_steps", 0) >= TIMED and run.recipe.start is None:
-        remember(run.recipe, read_shape(run.model_path), run.device, measured["seconds_per_token"])
+        remember(run.recipe, read_shape(run.model_path), run.device, measured["seconds_per_position"])
 
 
 def disk_of(directory: RunDir) -> int:

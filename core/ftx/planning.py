@@ -17,7 +17,7 @@ from ftx.hooks import Hooks
 from ftx.machine import Machine, compute_bytes, said
 from ftx.plan import Prediction, predict, steps_of
 from ftx.recipe import Choice, Recipe, resolve
-from ftx.rows import Rows, largest_batches, largest_packs, packed
+from ftx.rows import Rows, computed, largest_batches, largest_packs, packed
 from ftx.shape import Shape, read_shape
 from ftx.speed import known
 
@@ -117,11 +117,12 @@ class Planner:
         passes = (
             steps * options.get(MICRO, 1) * options.get(TIMES, 1) / max(1, packs) if options.get("max_steps", -1) > 0 else options.get("num_train_epochs", 1)
         )
-        tokens, speed = round(rows.tokens * passes), known(recipe, prediction.shape, self.machine)
+        shape, speed = prediction.shape, known(recipe, prediction.shape, self.machine)
+        positions = passes * computed(rows, options.get(MICRO, 1), joined=shape.joined, shared=shape.shared > 0)
         return replace(
             prediction,
-            seconds=None if speed is None else speed * tokens,
-            tokens=tokens,
+            seconds=None if speed is None else speed * positions,
+            tokens=round(rows.tokens * passes),
             supervised_tokens=round(sum(rows.supervised) * passes),
             steps=steps,
             disk=disk_of(self.config, options, steps, prediction),

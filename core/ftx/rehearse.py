@@ -66,10 +66,10 @@ def beside(planner: Planner, case: Case, console: Console, *, traced: bool, meas
         console.say("Measuring: four steps of the real training.")
         spread = typical(planner, case)
         took = rehearse(case, run, like(case, spread), tokenizer, planner.catalogue, steps=4, memory=False)
-        speed = took["seconds_per_token"]
+        speed = took["seconds_per_position"]
         remember(case.recipe, case.prediction.shape, machine.device, speed)
-        console.say(f"speed: {1 / speed:,.0f} tokens a second, kept for this machine, model and settings")
-        found["seconds_per_token"] = speed
+        console.say(f"speed: {1 / speed:,.0f} positions a second, kept for this machine, model and settings")
+        found["seconds_per_position"] = speed
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,28 @@ def _columns(encoded: Dataset, ending: str) -> Iterator[list[Any]]:
     for start in range(0, len(some), AT_ONCE):
         table = some[start : start + AT_ONCE]
         yield [table[name].combine_chunks() for name in names]
+
+
+# ---- what goes through the model
+
+
+def computed(rows: Rows, size: int, *, joined: bool, shared: bool) -> float:
+    """Positions that one pass over the rows computes, in batches of `size` rows in an order that chance gives.
+
+    What all sequences begin with once a batch and what a pair begins with once, if that is `shared` (and no sequence's last token,
+    which predicts nothing); without padding if batches are `joined`.
+    """
+    import numpy
+
+    if shared:
+        sequences = sum(map(len, rows.lengths))
+        again = max(0, sequences - len(rows.alike) - math.ceil(len(rows.lengths) / size))  # sequences that find the beginning of all there
+        return rows.tokens - sequences - sum(rows.alike) - again * rows.prefix
+    if joined or not rows.lengths:
+        return rows.tokens
+    longest = numpy.array([(max(lengths), len(lengths)) for lengths in rows.lengths])[numpy.random.default_rng(0).permutation(len(rows.lengths))]
+    starts = range(0, len(longest), size)
+    return float(sum(longest[start : start + size, 0].max() * longest[start : start + size, 1].sum() for start in starts))
 
 
 # ---- the batches that need most

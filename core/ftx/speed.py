@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: What of a model's shape its speed hangs on.
 SIZES = ("model_type", "hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocabulary", "tied")
-#: Trainer options by which a token takes no longer or shorter.
+#: Trainer options by which a position takes no longer or shorter.
 IDLE = re.compile(
     r"num_train_epochs|max_steps|learning_rate|lr_.*|warmup_.*|weight_decay|max_grad_norm|logging_.*|save_.*|eval_.*|early_stopping_patience|"
     r"load_best_model_at_end|per_device_eval_batch_size|gradient_accumulation_steps|max_length|beta|label_smoothing|dataloader_drop_last"
@@ -59,17 +59,17 @@ def settings_of(recipe: Recipe, shape: Shape) -> dict[str, Any]:
 
 
 def known(recipe: Recipe, shape: Shape, machine: Machine) -> float | None:
-    """Seconds for each token of training, measured on this very machine; None if that was never measured."""
+    """Seconds for each position that goes through the model in training (`rows.computed`), measured on this very machine; None if never."""
     if not machine.here:
         return None
-    entry = _read().get(_key(recipe, shape, machine.device))
-    return float(entry["seconds_per_token"]) if entry else None
+    entry = _read().get(_key(recipe, shape, machine.device)) or {}
+    return float(entry["seconds_per_position"]) if "seconds_per_position" in entry else None
 
 
-def remember(recipe: Recipe, shape: Shape, device: str, seconds_per_token: float) -> None:
+def remember(recipe: Recipe, shape: Shape, device: str, seconds_per_position: float) -> None:
     """Keep a measurement in place of an earlier one of the same machine, shape and settings; nothing where the cache cannot be written."""
     about = {"machine": machine_name(device), **settings_of(recipe, shape)}
-    entry = {"seconds_per_token": seconds_per_token, "measured": time.strftime("%Y-%m-%d %H:%M:%S"), "of": about}
+    entry = {"seconds_per_position": seconds_per_position, "measured": time.strftime("%Y-%m-%d %H:%M:%S"), "of": about}
     try:
         write_text(_file(), json.dumps(_read() | {_key(recipe, shape, device): entry}, indent=1, default=str))
     except OSError:
