@@ -44,6 +44,10 @@ class Tree:
     """Of each row there, the first token that makes a node."""
     kept: Tensor
     """[supervised]: the node that predicts each label, in the order of rows and tokens."""
+    first: Tensor
+    """[distinct]: of those that are the same label of the same node, the first, as a place in `kept`."""
+    again: Tensor
+    """[supervised]: which of `first` each one repeats."""
     rows: int
     """Rows of the batch."""
     total: int
@@ -89,8 +93,10 @@ def tree_of(input_ids: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tree:
     flat, tokens = np.concatenate([*places, np.empty(0, dtype=np.int64)]), np.where(there, needed, 0)
     nodes, kept = numbers[np.arange(width) < tokens[:, None]], numbers[:, :-1][counts]
     owners = flat % width + (tokens.cumsum() - tokens)[flat // width]
-    arrays = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept)]
-    return Tree(*arrays[:4], tuple(needed[there].tolist()), tuple(starts[there].tolist()), arrays[4], rows=len(lengths), total=sum(lengths))
+    wanted = labels[:, 1:].cpu().numpy()[counts]
+    _, first, again = np.unique(np.stack([kept, wanted]), axis=1, return_index=True, return_inverse=True)
+    arrays = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept, first, again)]
+    return Tree(*arrays[:4], tuple(needed[there].tolist()), tuple(starts[there].tolist()), *arrays[4:], rows=len(lengths), total=sum(lengths))
 
 
 def common(one: Any, other: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import ftx_fast_attention
 from ftx.testing.tiny import tiny_model
 from ftx_fast import PARTS, Fast, install
 from ftx_fast_attention import ROWS, attention
-from ftx_fast_prefixes import Tree, tree_of
+from ftx_fast_prefixes import tree_of
 from ftx_fast_rows import IGNORE
 from ftx_fast_segments import Segments
 
@@ -68,6 +69,8 @@ def test_a_tree_by_hand():
     assert ids.flatten()[tree.places].tolist() == [5, 6, 7, 8] and tree.positions.tolist() == [0, 1, 2, 3]
     assert tree.nodes.tolist() == [0, 1, 2, 3, 0, 1] and tree.starts == (2, 0)
     assert tree.kept.tolist() == [1, 2, 3, 1, 0, 1, 2, 3]
+    assert tree.kept[tree.first].tolist() == [0, 1, 1, 2, 3, 3], "the first three labels behind 5 6 7, twice each, once"
+    assert targets(labels)[tree.first].tolist() == [6, 4, 7, 8, 3, 9] and tree.again.tolist() == [2, 3, 5, 1, 0, 2, 3, 4]
     assert tree.owners.tolist() == [4, 5, 2, 3] and tree.total == 18 and tree.pays
     nothing = tree_of(ids, torch.full_like(ids, IGNORE), (5, 3, 5, 5))
     assert not nothing.pays and not len(nothing.places) and not len(nothing.kept)
@@ -98,6 +101,8 @@ def test_a_trees_branches_are_the_rows(seed: int):
         kept += [int(nodes[place]) for place in range(last + 1) if labels[row, place + 1] != IGNORE]
     assert len(begins) == len(tree.places) == len(set(begins.values())) and tree.kept.tolist() == kept
     assert tree.nodes[tree.owners].tolist() == list(range(len(begins)))
+    pairs = list(zip(kept, targets(labels).tolist(), strict=True))
+    assert [pairs[place] for place in tree.first[tree.again].tolist()] == pairs and len(tree.first) == len(set(pairs))
     begin = [sum(tree.lengths[:row]) for row in range(len(tree.lengths))]
     owned = [place for start, row, length in zip(tree.starts, begin, tree.lengths, strict=True) for place in range(row + start, row + length)]
     assert sorted(tree.owners.tolist()) == owned
@@ -280,7 +285,7 @@ def test_a_small_saving_does_not_pay():
     ids, labels = batch(prefix=0)
     tree = tree_of(ids, labels, LENGTHS)
     assert tree.total - len(tree.places) < 0.1 * tree.total
-    assert Tree(tree.places, tree.positions, tree.nodes, tree.owners, tree.lengths, tree.starts, tree.kept, rows=6, total=len(tree.places) + 1).pays is False
+    assert not replace(tree, total=len(tree.places) + 1).pays
 
 
 def test_the_gradient_of_a_token_is_the_sum_over_its_rows():

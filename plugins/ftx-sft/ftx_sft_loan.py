@@ -112,19 +112,20 @@ class OnLoan:
         if shared is None and lengths is not None:
             given, labels = fast.joined(given, labels, lengths, fill)
         keep = next_is_supervised(labels)
-        targets = labels[:, 1:][keep[:, :-1]]
+        targets, again = labels[:, 1:][keep[:, :-1]], None
         if shared is not None and tree is not None:
-            given, keep = shared, tree.kept.to(labels.device)
+            given, first, again = shared, tree.first.to(labels.device), tree.again.to(labels.device)
+            keep, targets = tree.kept.to(labels.device)[first], targets[first]
         if self.masked_head:
             given = {**given, "logits_to_keep": keep}
         if fast.head is None:
             outputs = model(**given)
-            return Supervised(kept_logits(outputs.logits, keep, only=self.masked_head), targets, None, outputs)
+            return Supervised(kept_logits(outputs.logits, keep, only=self.masked_head), targets, None, outputs, again)
         with fast.head.left_out():
             outputs = model(**given)
         hidden = kept_logits(outputs.logits, keep, only=self.masked_head)  # accelerate makes fp32 of what was computed under autocast
         half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else hidden.dtype
-        return Supervised(hidden.to(half), targets, fast.head, outputs)
+        return Supervised(hidden.to(half), targets, fast.head, outputs, again)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add `tokens` (no padding) and `supervised_tokens`: what was trained on since this process began."""
@@ -172,33 +173,40 @@ class OnLoan:
 
 @dataclass(frozen=True)
 class Supervised:
-    """What a model makes of the n positions of a batch whose next token is supervised, in the order of rows and tokens."""
+    """What a model makes of the n positions of a batch whose next token is supervised, in the order of rows and tokens; of the m of them
+    that are not the same token behind the same beginning as another one."""
 
     values: Tensor
-    """Logits [n, vocabulary], or with `head` the hidden states [n, h] that it would have been given."""
+    """Logits [m, vocabulary], or with `head` the hidden states [m, h] that it would have been given."""
     targets: Tensor
-    """[n]: the next tokens."""
+    """[m]: the next tokens."""
     head: Head | None
     outputs: Any
+    again: Tensor | None = None
+    """[n]: which of the m each one is; None if they are the n. Their gradients come together in fp32, and the head computes them once."""
 
     def logps(self) -> Tensor:
         """fp32 [n]: log-probabilities of the targets, in nats."""
         if self.head is not None:
-            return self.head.logps(self.values, self.targets)
-        return -nn.functional.cross_entropy(self.values.float(), self.targets, reduction="none")
+            return self._all(self.head.logps(self.values, self.targets))
+        return self._all(-nn.functional.cross_entropy(self.values.float(), self.targets, reduction="none"))
+
+    def _all(self, found: Tensor) -> Tensor:
+        """[m, ...] -> [n, ...]."""
+        return found if self.again is None else found[self.again]
 
     @torch.no_grad()
     def divergence(self, other: Supervised) -> Tensor:
         """fp32 [n]: KL to the distribution of `other`, over the whole vocabulary."""
         if self.head is not None and other.head is not None:
-            return self.head.divergence(self.values, other.head, other.values)
+            return self.head.divergence(self._all(self.values), other.head, other._all(other.values))
         ours, theirs = (one.logits().float().log_softmax(-1) for one in (self, other))
         return (ours.exp() * (ours - theirs)).sum(-1)
 
     @torch.no_grad()
     def logits(self) -> Tensor:
         """[n, vocabulary]."""
-        return self.values if self.head is None else self.head.layer(self.values.to(self.head.layer.weight.dtype))
+        return self._all(self.values if self.head is None else self.head.layer(self.values.to(self.head.layer.weight.dtype)))
 
 
 class Loan:

@@ -172,8 +172,8 @@ class SupervisedTrainer(OnLoan, SFTTrainer):  # type: ignore[misc]
             whole = self.packed or self.aux_loss_enabled  # packed already, or with routers that balance each row's tokens
             lengths, tree = (None, None) if whole else (inputs.get("lengths"), inputs.get("tree"))
             found = self.supervised(model, self._arguments(inputs), labels, lengths, tree=tree)
-        count = len(found.targets) if num_items_in_batch is None else num_items_in_batch
-        loss = -found.logps().sum() / max(int(count), 1)
+        logps = found.logps()
+        loss = -logps.sum() / max(len(logps) if num_items_in_batch is None else int(num_items_in_batch), 1)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is of all processes, and DDP averages their gradients
         if self.aux_loss_enabled:  # a mixture of experts: a mean of each micro-batch, averaged over the step

@@ -23,7 +23,7 @@ from ftx.options import Text, build
 from ftx.recipe import Choice, Recipe
 from ftx.run import Run, RunDir
 from ftx.testing.tiny import tiny_model, tiny_model_dir, tiny_tokenizer
-from ftx_fast import install
+from ftx_fast import PARTS, install
 from ftx_fast_prefixes import tree_of
 from ftx_sft import SFT
 from ftx_sft_loss import kept_logits
@@ -203,6 +203,27 @@ def test_a_step_in_bf16_is_no_further_from_fp32_with_the_parts(name: str, tmp_pa
     plain, ours = (found(model(), torch.bfloat16, fast) for fast in ("off", "auto"))
     away = [sum(float((one[key].float() - truth[key]).norm() / truth[key].norm()) for key in truth) for one in (ours, plain)]
     assert 0 < away[0] <= 1.05 * away[1]
+
+
+@pytest.mark.parametrize("parts", ["auto", [part for part in PARTS if part != "head"]], ids=["head", "logits"])
+def test_what_all_rows_begin_with_is_scored_once(parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token supervised behind one template: the same loss and gradients, and no label of its tokens computed for each row."""
+    rows = [{"text": "a template that all rows begin with, and then " + row["completion"]} for row in answers(16)]
+    seen: list[int] = []
+    kept = kept_logits
+    monkeypatch.setattr("ftx_sft_loan.kept_logits", lambda logits, keep, **more: (seen.append(keep.numel()), kept(logits, keep, **more))[1])
+    whole = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
+    plain, theirs = step_gradients(make_trainer(tmp_path, rows=rows, fast="off", **whole))
+    trainer = make_trainer(tmp_path, rows=rows, fast=parts, **whole)
+    loss, mine = step_gradients(trainer)
+    assert abs(loss - plain) < 1e-6
+    assert_close(mine, theirs)
+    labels = sum(len(ids) - 1 for ids in trainer.encoded["input_ids"])
+    assert seen[-1] <= labels - 15 * 40
+    batch = next(iter(trainer.get_train_dataloader()))
+    with installed(trainer), torch.no_grad():
+        trainer.model.eval()
+        assert abs(float(trainer.compute_loss(trainer.model, batch)) - plain) < 1e-5, "divided by all of them"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
