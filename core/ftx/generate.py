@@ -183,20 +183,24 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 @contextmanager
 def evaluating(model: Any) -> Any:
     """Eval mode with the KV cache on and without the checkpoint's own generation settings (penalties, beams, forced
-    tokens), which would bend the measurement; the model as it was afterwards."""
+    tokens), which would bend the measurement; the model as it was afterwards. On a GPU without cuDNN's attention, which makes a plan for
+    each new length of the cache, that is for each token."""
+    import torch
     from transformers import GenerationConfig
 
     modes, config = [(module, module.training) for module in model.modules()], getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
+    cached, cudnn = getattr(config, "use_cache", None), torch.backends.cuda.cudnn_sdp_enabled()
     owners = [(module, own) for module, _ in modes if (own := vars(module).get("generation_config")) is not None]
     model.eval()
     for module, own in owners:
         module.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in SPECIAL_IDS})
     if config is not None:
         config.use_cache = True
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         for module, training in modes:
             module.training = training
         for module, own in owners:

@@ -188,10 +188,14 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 def persistent(model: Any, optimizer: Any) -> dict[str, int]:
     """Bytes of what stands between two steps: weights (quantised ones with their scales), adapter (what trains, if not all does), buffers,
     optimizer states."""
+    import torch
+
     parameters = list(model.parameters())
     trained = [one for one in parameters if one.requires_grad]
     frozen = [part for one in parameters if not one.requires_grad for part in parts_of(one)]
     states = [value for state in getattr(optimizer, "state", {}).values() for value in (state.values() if isinstance(state, dict) else [])]
+    if any(one.is_cuda for one in parameters):
+        states = [one for one in states if isinstance(one, torch.Tensor) and one.is_cuda]  # paged ones lie in the host's memory
     kinds = {"weights": size_of(frozen), "adapter": size_of(trained)} if frozen else {"weights": size_of(trained), "adapter": 0}
     return kinds | {"buffers": size_of(model.buffers()), "optimizer": size_of(states)}
 

@@ -256,11 +256,9 @@ def knows_segments(model: nn.Module) -> bool:
     vars(inner)["forward"] = forward
     try:
         with warnings.catch_warnings(action="ignore"):
-            of_two_tokens(model, device, position_ids=given)
-    except Exception:
-        return False
+            through = of_two_tokens(model, device, position_ids=given) is not None
     finally:
         vars(inner).pop("forward")
         if patched is not None:
             vars(inner)["forward"] = patched
-    return len(found) == 1 and found[0] is given
+    return through and len(found) == 1 and found[0] is given

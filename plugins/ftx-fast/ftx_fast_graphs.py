@@ -57,8 +57,25 @@ class Body(nn.Module):
         return hidden
 
 
-def cuda_graph(body: nn.Module, given: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    """Two CUDA graphs of a Body, through `torch.cuda.make_graphed_callables`. RuntimeError for what cannot be recorded."""
+class CudaGraphs:
+    """Records a Body as two CUDA graphs, through `torch.cuda.make_graphed_callables`: RuntimeError for what cannot be recorded.
+
+    All have one pool of memory: what one leaves free between its kernels the next one takes, for no two passes are under way at once.
+    """
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+    def __call__(self, body: nn.Module, given: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        stream = torch.cuda.current_stream()
+        try:
+            return cuda_graph(body, given, self.pool)
+        finally:
+            torch.cuda.set_stream(stream)  # a capture that fails may leave its own
+
+
+def cuda_graph(body: nn.Module, given: tuple[Tensor, ...], pool: Any) -> Callable[..., Tensor]:
     hidden, cos, *_ = given
     kind, autocast = hidden.device.type, torch.is_autocast_enabled(hidden.device.type)
     head = torch.empty(1, 1, 8, cos.shape[-1], dtype=torch.get_autocast_dtype(kind) if autocast else hidden.dtype, device=hidden.device)
@@ -66,7 +83,7 @@ def cuda_graph(body: nn.Module, given: tuple[Tensor, ...]) -> Callable[..., Tens
         raise RuntimeError("attention goes through flash-attention only: half precision, a GPU since Ampere, heads of 8 to 256 in eights")
     with torch.autocast(kind, torch.get_autocast_dtype(kind), autocast, cache_enabled=False):
         samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in given)
-        return torch.cuda.make_graphed_callables(body, samples, allow_unused_input=True)
+        return torch.cuda.make_graphed_callables(body, samples, allow_unused_input=True, pool=pool)
 
 
 @dataclass(eq=False)
@@ -182,13 +199,13 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return list(stacks[0]) if len(stacks) == 1 and kinds <= {"full_attention"} else []
 
 
-def install(model: nn.Module, capture: Capture = cuda_graph) -> Installed:
+def install(model: nn.Module, capture: Capture | None = None) -> Installed:
     """Record the layers of each shape that comes, and from then on replay them. To be put on last: it holds the other parts' forwards."""
     if why := unfit(model):
         return Installed(lambda: None, off=[f"graphs: {why}"])
     layers = layers_of(model)
     before = [vars(layer).get("forward") for layer in layers]
-    graphs = Graphs(layers, [layer.forward for layer in layers], capture)
+    graphs = Graphs(layers, [layer.forward for layer in layers], capture or CudaGraphs())
     copies = [parameter.register_hook(torch.clone) for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
     # torch takes a gradient that nobody else holds for its own, and the next replay would write into it
     for number, layer in enumerate(layers):

@@ -6,6 +6,7 @@ a frozen head costs two matrix products for any loss of log-probabilities, and o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from ftx.errors import first_line
 from ftx_fast_installed import Installed
 from ftx_fast_layers import kernels
+
+logger = logging.getLogger(__name__)
 
 #: Logits computed at once. On a CPU some 128 rows of 49,152 (25 MB in fp32: the last cache); a GPU wants larger products.
 ELEMENTS = {"cpu": 6 << 20, "cuda": 1 << 28}
@@ -152,9 +156,7 @@ def passes_through(model: nn.Module, head: Head) -> bool:
 
     vars(head.layer)["forward"] = forward
     try:
-        logits = of_two_tokens(model, head.layer.weight.device).logits
-    except Exception:
-        return False
+        logits = getattr(of_two_tokens(model, head.layer.weight.device), "logits", None)
     finally:
         vars(head.layer).pop("forward", None)
     return len(given) == 1 and logits is given[0]
@@ -162,11 +164,14 @@ def passes_through(model: nn.Module, head: Head) -> bool:
 
 @torch.no_grad()
 def of_two_tokens(model: nn.Module, device: torch.device, **more: Any) -> Any:
-    """What the model gives for two tokens, without dropout; it is left in the modes that it was in."""
+    """What the model gives for two tokens, without dropout; it is left in the modes that it was in. None, and a line in the log, if it fails."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         return model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False, **more)
+    except Exception as error:  # a wrapper that takes no such argument, a kernel that this device does not have
+        logger.info("two tokens did not go through the model: %s: %s", type(error).__name__, first_line(error))
+        return None
     finally:
         for module, training in modes:
             module.training = training

@@ -143,9 +143,7 @@ def reaches_attention(model: nn.Module) -> bool:
     mark, device = object(), next(inner.parameters()).device
     AttentionInterface.register(NAME, spy)
     try:
-        of_two_tokens(model, device, **{ROWS: mark})
-    except Exception:
-        return False
+        through = of_two_tokens(model, device, **{ROWS: mark}) is not None
     finally:
         AttentionInterface.register(NAME, attention)
-    return len(found) == inner.config.get_text_config().num_hidden_layers and all(one is mark for one in found)
+    return through and len(found) == inner.config.get_text_config().num_hidden_layers and all(one is mark for one in found)

@@ -1,8 +1,10 @@
 """On a GPU: ftx beside TRL, SmolLM2-135M and a Llama of 8 billion random weights, LoRA and QLoRA; writes a table into docs/benchmarks.md.
 
-`python tests/benchmarks/gpu.py [--steps N] [--length TOKENS] [--small]`. Rows are of random tokens of one length, all supervised, so that no hub and no
-data is needed. Tokens a second are medians without the first three steps; MFU counts 4 N operations a token for an adapter (the frozen
-weights have no gradient) against the card's dense bf16 rate. Each run is a process of its own, and the sides take turns.
+`python tests/benchmarks/gpu.py [--model smollm2|8B] [--steps N] [--length TOKENS]`. Rows are of random tokens of one length, all supervised, so
+that no hub and no data is needed. Tokens a second are medians without the first steps, in which ftx looks through the labels; MFU counts 4 N
+operations a token for an adapter (the frozen weights have no gradient) against the card's dense bf16 rate. Every side has torch's fused AdamW.
+GiB are of tensors, and of what the allocator held, which for CUDA graphs is the one that tells. Each run is a process of its own and has LIMIT
+seconds; the table is written after each.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import replace
+from run import command, replace
+
+from ftx import models
 
 MARKS = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 #: Dense bf16 rates of cards, in operations a second.
@@ -35,13 +39,19 @@ BIG = {
 }
 #: (model, adapter, rows a micro-batch)
 WORKLOADS = [("smollm2", "lora", 32), ("smollm2", "qlora", 32), ("8B", "lora", 4), ("8B", "qlora", 4)]
+#: Micro-batches in which ftx's trainer holds the labels against the rows (ftx_sft_trainer.CHECKED), and one more.
+AUDITED = 9
+#: QLoRA suggests a paged one of 8 bits, which would be compared with TRL's.
+OPTIMIZER = "adamw_torch_fused"
+#: Seconds that one run may take.
+LIMIT = 150
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--model", choices=["smollm2", "8B"], help="one of the two; both without it")
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--small", action="store_true", help="SmolLM2-135M only")
     parser.add_argument("--worker", nargs=4, metavar=("SIDE", "MODEL", "ADAPTER", "ROWS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     import torch
@@ -50,42 +60,85 @@ def main() -> None:
         sys.exit("no CUDA device: nothing was measured")
     if asked.worker:
         side, model, adapter, rows = asked.worker
-        print(json.dumps(measured(side, model, adapter, int(rows), asked.steps, asked.length)))
+        print(json.dumps(measured(side, Path(model), adapter, int(rows), asked.steps, asked.length)))
         return
-    lines = []
-    for model, adapter, rows in [one for one in WORKLOADS if not asked.small or one[0] == "smollm2"]:
-        found: dict[str, dict] = {}
-        for side in ("ftx", *(("ftx, graphs", "ftx, compile") if model == "smollm2" else ()), "TRL", "TRL tuned"):
-            command = [sys.executable, __file__, "--steps", str(asked.steps), "--length", str(asked.length), "--worker", side, model, adapter, str(rows)]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
-            if done.returncode:
-                why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]  # one that is killed says nothing
-                lines.append(f"| {model}, {adapter} | {side} | failed: {why[:80]} | | | | |")
-                continue
-            found[side] = one = json.loads(done.stdout.splitlines()[-1])
-            faster = "" if side.startswith("ftx") or "ftx" not in found else f"{found['ftx']['rate'] / one['rate']:.2f} times"
-            lines.append(f"| {model}, {adapter} | {side} | {one['rate']:,.0f} | {one['peak'] / 2**30:.1f} | {one['mfu']:.0%} | {faster} | {one['loss']:.3f} |")
-            print(lines[-1], flush=True)
-    replace(
-        MARKS,
-        [
-            f"`python tests/benchmarks/gpu.py`, {datetime.date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}:",
-            f"rows of {asked.length} tokens, rank 16.",
-            "",
-            "| workload | | tokens/s | GiB at most | MFU | ftx is faster | last loss |",
-            "|---|---|---|---|---|---|---|",
-            *lines,
-        ],
-    )
+    title = [
+        f"`{command()}`, {datetime.date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}:",
+        f"rows of {asked.length} tokens, rank 16.",
+        "",
+        "| workload | | tokens/s | GiB of tensors | GiB held | MFU | ftx is faster | last loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"smollm2": models.resolve("smollm2", print)}
+        for model, adapter, rows in [one for one in WORKLOADS if asked.model in (None, one[0])]:
+            if model not in paths:
+                paths[model] = big(Path(folder) / model, paths["smollm2"])
+            found: dict[str, dict] = {}
+            for side in ("ftx", *(("ftx, graphs", "ftx, compile") if model == "smollm2" else ()), "TRL", "TRL tuned"):
+                call = [
+                    sys.executable,
+                    __file__,
+                    "--steps",
+                    str(asked.steps),
+                    "--length",
+                    str(asked.length),
+                    "--worker",
+                    side,
+                    str(paths[model]),
+                    adapter,
+                    str(rows),
+                ]
+                lines.append(f"| {model}, {adapter} | {side} | {row(run(call, found, side), found)}")
+                print(lines[-1], flush=True)
+                replace(MARKS, [*title, *lines], say=False)
 
 
-def measured(side: str, name: str, adapter: str, rows: int, steps: int, length: int) -> dict:
+def run(call: list[str], found: dict[str, dict], side: str) -> dict | str:
+    """What a worker measured, or why it did not; the end of what it said goes to standard error."""
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False, timeout=LIMIT)
+    except subprocess.TimeoutExpired as late:
+        print(str(late.stderr)[-3000:], file=sys.stderr, flush=True)
+        return f"more than {LIMIT} s"
+    if done.returncode:
+        print(done.stderr[-3000:], file=sys.stderr, flush=True)
+        return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:80]  # one that is killed says nothing
+    found[side] = json.loads(done.stdout.splitlines()[-1])
+    return found[side]
+
+
+def row(one: dict | str, found: dict[str, dict]) -> str:
+    """The end of a table's line."""
+    if isinstance(one, str):
+        return f"failed: {one} | | | | | |"
+    faster = "" if one["side"].startswith("ftx") or "ftx" not in found else f"{found['ftx']['rate'] / one['rate']:.2f} times"
+    sizes = f"{one['peak'] / 2**30:.1f} | {one['held'] / 2**30:.1f}"
+    return f"{one['rate']:,.0f} | {sizes} | {one['mfu']:.0%} | {faster} | {one['loss']:.3f} |"
+
+
+def big(path: Path, like: Path) -> Path:
+    """A Llama of 8 billion random weights in bfloat16, with the tokenizer of another model."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        made = AutoModelForCausalLM.from_config(LlamaConfig(**BIG), dtype=torch.bfloat16)
+        torch.set_default_dtype(torch.float32)
+    made.save_pretrained(path)
+    models.load_tokenizer(like).save_pretrained(path)
+    del made
+    torch.cuda.empty_cache()
+    return path
+
+
+def measured(side: str, path: Path, adapter: str, rows: int, steps: int, length: int) -> dict:
     """Tokens a second, peak bytes, MFU and the last loss of one run."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
-
-    from ftx import models
+    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
         def __init__(self):
@@ -104,18 +157,7 @@ def measured(side: str, name: str, adapter: str, rows: int, steps: int, length: 
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        smollm2 = models.resolve("smollm2", lambda line: print(line, file=sys.stderr))
-        tokenizer, path = models.load_tokenizer(smollm2), smollm2
-        if name == "8B":
-            path = Path(folder) / "big"
-            with torch.device("cuda"):
-                torch.set_default_dtype(torch.bfloat16)
-                made = AutoModelForCausalLM.from_config(LlamaConfig(**BIG), dtype=torch.bfloat16)
-                torch.set_default_dtype(torch.float32)
-            made.save_pretrained(path)
-            tokenizer.save_pretrained(path)
-            del made
-            torch.cuda.empty_cache()
+        tokenizer = models.load_tokenizer(path)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(100, 40000, (rows * steps, length), generator=generator).tolist()
         dataset = Dataset.from_dict({"input_ids": ids, "labels": ids})
@@ -129,16 +171,16 @@ def measured(side: str, name: str, adapter: str, rows: int, steps: int, length: 
         )
         tied = trainer.model.config.tie_word_embeddings
         weights += trainer.model.get_input_embeddings().weight.numel() if tied else 0  # the head's products
-    rate = rows * length / statistics.median(clock.seconds[3:])
+    rate = rows * length / statistics.median(clock.seconds[AUDITED:])
     limit = next((limit for card, limit in RATES.items() if card in torch.cuda.get_device_name()), float("nan"))
-    return {"rate": rate, "peak": torch.cuda.max_memory_allocated(), "mfu": 4 * weights * rate / limit, "loss": clock.losses[-1]}
+    sizes = {"peak": torch.cuda.max_memory_allocated(), "held": torch.cuda.max_memory_reserved()}
+    return {"side": side, "rate": rate, **sizes, "mfu": 4 * weights * rate / limit, "loss": clock.losses[-1]}
 
 
 def ours(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
     """The plugins of `ftx run` on these tokens."""
     import torch
 
-    from ftx import models
     from ftx.catalogue import Catalogue
     from ftx.console import Console
     from ftx.pipeline import open_run, seed_everything
@@ -146,7 +188,7 @@ def ours(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
     from ftx.run import RunDir
 
     words = {"max_steps": steps, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "logging_steps": 1, "learning_rate": 2e-4}
-    words |= {"save_strategy": "no", "fast": {"ftx": "auto", "ftx, graphs": "[auto,graphs]", "ftx, compile": "[auto,compile]"}[side]}
+    words |= {"save_strategy": "no", "optim": OPTIMIZER, "fast": {"ftx": "auto", "ftx, graphs": "[auto,graphs]", "ftx, compile": "[auto,compile]"}[side]}
     assignments = tuple(f"trainer.{key}={value}" for key, value in words.items())
     recipe, hooks = resolve(merge({}, {"model": str(path), "data": "none", "adapter": adapter}, assignments), Catalogue())
     run = open_run(recipe, hooks, Console(quiet=True))
@@ -185,6 +227,7 @@ def theirs(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
         save_strategy="no",
         report_to="none",
         max_length=None,
+        optim=OPTIMIZER,
         bf16=not tuned,
         gradient_checkpointing=not tuned,
     )

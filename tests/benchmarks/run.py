@@ -295,14 +295,15 @@ def command() -> str:
     return shlex.join(["python", f"tests/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
-def replace(marks: tuple[str, str], text: list[str]) -> None:
+def replace(marks: tuple[str, str], text: list[str], say: bool = True) -> None:
     """Put lines between two marks of the page, and print them."""
     page = PAGE.read_text("utf-8")
     if marks[0] not in page:
         sys.exit(f"{PAGE} has no {marks[0]}")
     before, _, rest = page.partition(marks[0])
     PAGE.write_text("\n".join([before + marks[0], "", *text, "", marks[1]]) + rest.partition(marks[1])[2], encoding="utf-8")
-    print("\n".join(text))
+    if say:
+        print("\n".join(text))
 
 
 def processor() -> str:

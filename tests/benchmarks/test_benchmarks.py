@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "toys")]
 
 import abreast  # noqa: E402
+import gpu  # noqa: E402
 import peers  # noqa: E402
 import run  # noqa: E402
 
@@ -77,6 +78,50 @@ def test_llama_factory_gets_the_models_own_chat_template(tmp_path):
     asked = peers.settings("model", "lora", 6, 16, 2e-4, tmp_path)
     assert asked["template"] == "smollm2" and asked["max_steps"] == 6
     compile(peers.TRAIN, "train", "exec")
+
+
+def test_llama_factory_is_given_what_it_can_read_and_its_failure_is_told(tmp_path):
+    """A stand-in for its interpreter: it gets a file that its reader takes (0.9.5 cannot read .json), and what it fails of is told."""
+    started = tmp_path / "bin" / "python"
+    started.parent.mkdir()
+    started.write_text('#!/bin/sh\necho "$3 $4" >&2; echo "no such thing" >&2; exit 3\n')
+    started.chmod(0o755)
+    rows, work = tmp_path / "rows.jsonl", tmp_path / "work"
+    rows.write_text('{"instruction": "a", "output": "b"}\n')
+    work.mkdir()
+    with pytest.raises(SystemExit, match=r"settings\.yaml .*noted\.json\nno such thing"):
+        peers.llama_factory(tmp_path, "lora", rows, 2, 1, 1e-4, work)
+    assert json.loads((work / "settings.yaml").read_text())["max_steps"] == 2
+
+
+def test_a_page_without_the_marks_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "PAGE", tmp_path / "page.md")
+    run.PAGE.write_text("one\n<!-- a -->\nold\n<!-- b -->\ntwo\n")
+    run.replace(("<!-- a -->", "<!-- b -->"), ["new"])
+    assert run.PAGE.read_text() == "one\n<!-- a -->\n\nnew\n\n<!-- b -->\ntwo\n"
+    with pytest.raises(SystemExit, match="has no <!-- c -->"):
+        run.replace(("<!-- c -->", "<!-- d -->"), ["new"])
+    page = (HERE.parent.parent / "docs" / "benchmarks.md").read_text("utf-8")
+    for name in ("abreast", "dora", "gpu", "learned", "levers", "rounding", "run"):
+        source = (HERE / f"{name}.py").read_text("utf-8")
+        marks = [mark for mark in page.splitlines() if mark.startswith("<!-- ") and f'"{mark}"' in source]
+        assert len(marks) in (2, 4) and len(marks) == len(set(marks)), name
+
+
+def test_a_worker_on_a_gpu_that_fails_is_a_line_of_the_table(monkeypatch, capsys):
+    """And what came before it, and what it said, is kept."""
+    found = {"ftx": {"side": "ftx", "rate": 200.0, "peak": 1 << 30, "held": 2 << 30, "mfu": 0.5, "loss": 1.0}}
+    good = found["ftx"] | {"side": "TRL", "rate": 100.0}
+    assert (
+        gpu.row(gpu.run([sys.executable, "-c", f"print({json.dumps(json.dumps(good))})"], found, "TRL"), found)
+        == "100 | 1.0 | 2.0 | 50% | 2.00 times | 1.000 |"
+    )
+    assert found["TRL"] == good
+    failed = gpu.row(gpu.run([sys.executable, "-c", "raise MemoryError('all of it')"], found, "TRL tuned"), found)
+    assert failed.startswith("failed: MemoryError: all of it |") and failed.count("|") == 6
+    assert "Traceback" in capsys.readouterr().err and "TRL tuned" not in found
+    monkeypatch.setattr(gpu, "LIMIT", 0.2)
+    assert gpu.row(gpu.run([sys.executable, "-c", "import time; time.sleep(60)"], found, "x"), found).startswith("failed: more than 0.2 s |")
 
 
 def test_the_clock_needs_no_ftx():
