@@ -31,6 +31,7 @@ lint: $(VENV)/.ftx-testable
 
 bench: $(VENV)/.ftx-testable
 	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/floor.py
 	$(BIN)/python tests/benchmarks/dora.py
 	$(BIN)/python tests/benchmarks/abreast.py
 

@@ -1,7 +1,8 @@
-"""The trainer of a run without the run: no observers, no metrics, no progress, no checkpoints of ftx's."""
+"""The trainer of a run without the run: no observers, no metrics, no progress, no checkpoints of ftx's; and its steps without its loop."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from ftx.models import load_tokenizer
 from ftx.prepare import prepare
 from ftx.recipe import resolve
 from ftx.run import RunDir
+from ftx_fast import PARTS, install
+from ftx_fast_machine import keep_memory
 
 
 def trainer_of(words: list[str], directory: Path, callbacks: list[Any]) -> Any:
@@ -38,3 +41,32 @@ def trainer_of(words: list[str], directory: Path, callbacks: list[Any]) -> Any:
         return hooks.call("make_trainer", model=model, tokenizer=tokenizer, **data, callbacks=callbacks, run=run)
 
     return made.main(words, standalone_mode=False)
+
+
+class Bare:
+    """A trainer's steps one at a time, so that they can be taken in turns with something else in one thread: all parts of ftx-fast are on."""
+
+    def __init__(self, words: list[str], directory: Path) -> None:
+        keep_memory()
+        self.trainer = trainer_of(words, directory, [])
+        self.trainer.model.train()
+        self.trainer.fast = install(self.trainer.model, [part for part in PARTS if part != "memory"])
+        self.trainer.create_optimizer()
+        self.positions = 0
+        self.trainer.model.get_input_embeddings().register_forward_pre_hook(self._count)
+
+    def _count(self, module: Any, given: tuple[Any, ...]) -> None:
+        self.positions = given[0].numel()
+
+    def batches(self, count: int) -> list[dict[str, Any]]:
+        return [batch for _, batch in zip(range(count), self.trainer.get_train_dataloader(), strict=False)]
+
+    def step(self, batch: dict[str, Any]) -> float:
+        """Seconds of a whole step: forward, backward, optimizer (behind which DoRA's norms are found anew). `positions` went through the model."""
+        began = time.perf_counter()
+        with self.trainer.compute_loss_context_manager():
+            loss = self.trainer.compute_loss(self.trainer.model, batch, num_items_in_batch=batch["supervised_tokens"])
+        self.trainer.accelerator.backward(loss)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
+        return time.perf_counter() - began

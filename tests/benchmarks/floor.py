@@ -1,19 +1,30 @@
-"""The floor of a step: its own matrix products, each measured alone, in the dtype that the machine computes in.
+"""The floor of a step: its own matrix products, each measured alone, in the dtype that the machine computes in; writes docs/benchmarks.md.
 
-`python tests/benchmarks/floor.py [TOKENS [SUPERVISED]]` prints them. Counted are, for each linear layer, the product forward and the input's
+`floor.py [--rounds N]`: LoRA, 16 rows a step. In each round a whole step and then its products, for what a processor multiplies a second changes
+within minutes where others use it, too. Counted are, for each linear layer, the product forward and the input's
 gradient (no weight's: they are frozen), the adapter's products of rank r, and the head on supervised positions, forward and back. Not
 counted is attention, nor anything that is no product: the rest of a step has to fit under what is left.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import os
 import statistics
-import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
+from direct import Bare
+from run import command, middle_of, processor, replace, words_of, write_data
 
 from ftx.device import best_dtype
+
+MARKS = "<!-- floor: begin -->", "<!-- floor: end -->"
+#: What of a step its products should at least take.
+BAR = 0.5
 
 #: SmolLM2-135M: layers, hidden, intermediate, key and value width, vocabulary; the rank of the benchmark.
 LAYERS, HIDDEN, INNER, KEYS, VOCABULARY, RANK = 30, 576, 1536, 192, 49152, 16
@@ -63,6 +74,31 @@ def products_of(tokens: int, supervised: int, adapter: str = "lora") -> float:
         settings.fp32_precision = before
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    asked = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    dtype = str(best_dtype("cpu")).removeprefix("torch.")
+    lines = [
+        f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {asked.rounds} rounds, in {dtype}:",
+        "",
+        "| workload | seconds a step | of them its products | share | at least | reached |",
+        "|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_data(Path(folder))
+        for kind in ("snips", "alpaca"):
+            bare = Bare(words_of(kind, "lora", files[kind], 100, 16, 2e-4), Path(folder) / kind)
+            steps, floors = list[float](), list[float]()
+            for batch in bare.batches(asked.rounds + 2):
+                steps.append(bare.step(batch))
+                floors.append(products_of(bare.positions, batch["supervised_tokens"]))
+            share, doubt = middle_of([a / b for a, b in zip(floors[2:], steps[2:], strict=True)])
+            middle = f"{statistics.median(steps[2:]):.2f} | {statistics.median(floors[2:]):.2f}"
+            lines.append(f"| {kind}, LoRA | {middle} | {share:.3f} ± {doubt:.3f} | {BAR} | {'yes' if share >= BAR else 'no'} |")
+    replace(MARKS, lines)
+
+
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:]] or [1536, 400]
-    print(f"{products_of(numbers[0], numbers[1] if len(numbers) > 1 else numbers[0]):.3f} s of products in {best_dtype('cpu')}")
+    main()

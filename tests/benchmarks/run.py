@@ -97,13 +97,12 @@ def main() -> None:
             except SystemExit as failure:  # what was measured before, and what comes after, is kept
                 print(f"{name}: not measured: {failure}", file=sys.stderr)
                 failed.append(name)
-        floors = {name: floor(sides["ftx"], known[name][1]) for name, sides in found.items() if name in ("snips, LoRA", "alpaca, LoRA")}
     if found and asked.workloads:
-        print("\n".join(page_of(found, floors, asked)))
+        print("\n".join(page_of(found, asked)))
     elif found:
         picture = "benchmarks-more.svg" if asked.more else "benchmarks.svg"
         (PAGE.parent / picture).write_text(bars(useful(found), "useful tokens a second"), encoding="utf-8")
-        replace(MORE_MARKS if asked.more else MARKS, [*page_of(found, floors, asked), "", f"![Useful tokens a second]({picture})"])
+        replace(MORE_MARKS if asked.more else MARKS, [*page_of(found, asked), "", f"![Useful tokens a second]({picture})"])
     sys.exit(f"not measured: {', '.join(failed)}" if failed else 0)
 
 
@@ -221,7 +220,7 @@ def table_rows(name: str, sides: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]]) -> list[str]:
+def bar_rows(found: dict[str, dict[str, list[dict]]]) -> list[str]:
     """What is asked for beside what was measured."""
     lines = []
     for title, name, side, what, bound in BARS:
@@ -230,18 +229,7 @@ def bar_rows(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[fl
             sense = "at least" if what == "step" else "at most"
             met = value >= bound if what == "step" else value <= bound
             lines.append(f"| {title} | {sense} {bound} | {value:.3f} | {'yes' if met else 'no'} |")
-    for name, (share, _) in floors.items():
-        lines.append(f"| floor / step, {name} | at least 0.5 | {share:.3f} | {'yes' if share >= 0.5 else 'no'} |")
     return lines
-
-
-def floor(runs: list[dict], adapter: str) -> tuple[float, float]:
-    """(share of the step, seconds) that its own matrix products take, each measured alone in the dtype that the machine is good at."""
-    from floor import products_of
-
-    steps = len(runs[0]["losses"])
-    seconds = products_of(runs[0]["positions"] // steps, runs[0]["supervised_tokens"] // steps, adapter)
-    return seconds / statistics.median(map(step_of, runs)), seconds
 
 
 def speeds() -> dict[str, float]:
@@ -260,13 +248,13 @@ def speeds() -> dict[str, float]:
     return found
 
 
-def page_of(found: dict[str, dict[str, list[dict]]], floors: dict[str, tuple[float, float]], asked: argparse.Namespace) -> list[str]:
+def page_of(found: dict[str, dict[str, list[dict]]], asked: argparse.Namespace) -> list[str]:
     """The lines of the page."""
     versions = [f"{name} {metadata.version(name)}" for name in ("ftx-core", "torch", "transformers", "trl", "peft")]
     if any("LLaMA-Factory" in sides for sides in found.values()):
         versions.append(f"LLaMA-Factory {version_of(Path(os.environ['FTX_BENCH_PEERS']))}")
     machine = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds().items())
-    measured = bar_rows(found, floors)
+    measured = bar_rows(found)
     return [
         f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {', '.join(versions)}.",
         f"Matrix products of 1200 x 576 x 1536 in GFLOP/s: {machine}. SmolLM2-135M-Instruct, rank 16, 16 rows (DPO: 2 pairs) a step,",
