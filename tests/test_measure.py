@@ -6,6 +6,7 @@ import copy
 import gc
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -70,6 +71,39 @@ def test_beside_another_profiler():
         torch.ones(1).cos()
     assert "aten::cos" in {event.key for event in other.key_averages()}  # it went on
     with measure() as found:  # that left nothing behind
+        zeros(1)
+    assert found.added == MB
+
+
+@pytest.mark.parametrize("where", ["a step of its schedule", "another thread"])
+def test_beside_a_profiler_that_does_not_say_so(where):
+    """torch tells of neither that it is there; ended by ours, either took the process with it."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if where == "another thread":
+        ready, done = threading.Event(), threading.Event()
+
+        def theirs():
+            with torch.profiler.profile(activities=activities):
+                ready.set()
+                done.wait(60)
+
+        other = threading.Thread(target=theirs)
+        other.start()
+        ready.wait(60)
+        try:
+            with pytest.raises(RuntimeError, match="another profiler"), measure():
+                pass
+        finally:
+            done.set()
+            other.join()
+    else:
+        with torch.profiler.profile(activities=activities, schedule=torch.profiler.schedule(wait=0, warmup=1, active=1)) as other:
+            with pytest.raises(RuntimeError, match="another profiler"), measure():
+                pass
+            other.step()
+            torch.ones(1).cos()
+        assert "aten::cos" in {event.key for event in other.key_averages()}
+    with measure() as found:
         zeros(1)
     assert found.added == MB
 

@@ -142,6 +142,15 @@ def _note(freed: list[tuple[int, int]], size: int) -> None:
     freed.append((time.time_ns(), -size))
 
 
+def _others_profile() -> bool:
+    """Whether a profiler of torch's is at work, in any thread, or waits for a step that its schedule names: two would end each other without a
+    word, or the process."""
+    import torch
+    from torch.autograd import profiler
+
+    return torch.autograd._profiler_enabled() or profiler._is_profiler_enabled or "ProfilerStep" in profiler.KinetoStepTracker._step_dict
+
+
 def _listen() -> None:
     """Start torch's profiler for what CPU allocators do. `torch.profiler` takes no scope, and without one each operator is recorded, too:
     a third of a step more on a small model. RuntimeError where another profiler is at work.
@@ -149,7 +158,7 @@ def _listen() -> None:
     import torch
     from torch._C._profiler import ProfilerActivity, ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
 
-    if torch.autograd._profiler_enabled():  # two would end each other without a word
+    if _others_profile():
         raise RuntimeError("another profiler of torch's is at work")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its two lines on standard error at each start and stop
     shapes = stack = flops = modules = False

@@ -99,7 +99,8 @@ class Peak(TrainerCallback):  # type: ignore[misc]
             self.found = self.block.enter_context(measure(apart=self.apart))
         except Exception as error:  # another profiler is at work, for one
             log.warning("memory is not measured: %s", error)
-            self.working, self.block = False, None
+            self.working = self.looking = False
+            self.block = None
             return
         for one in gradients:
             if one.grad is None:
@@ -160,7 +161,7 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         joined = {**self.earlier, **found}
         for leading, following in (("peak_memory", ("by_kind", "step", "batch_tokens")), ("timed_steps", ("seconds_per_position",))):
             if self.earlier.get(leading, 0) > found.get(leading, 0):
-                joined |= {name: self.earlier[name] for name in (leading, *following)}
+                joined |= {name: self.earlier[name] for name in (leading, *following) if name in self.earlier}
         for name, join in (("seconds", sum), ("tokens", sum), ("resident_memory", max)):
             joined[name] = join([self.earlier.get(name, 0), found[name]])
         return joined
@@ -228,7 +229,7 @@ def finish(run: Run) -> None:
     assert run.directory is not None
     measured = run.directory.read_json("plan.json", {}).get("measured", {}) | {"disk": disk_of(run.directory)}
     note(run, measured)
-    if measured.get("timed_steps", 0) >= TIMED and run.recipe.start is None:
+    if measured.get("timed_steps", 0) >= TIMED and "seconds_per_position" in measured and run.recipe.start is None:
         remember(run.recipe, read_shape(run.model_path), run.device, measured["seconds_per_position"])
 
 

@@ -15,9 +15,9 @@ from ftx.catalogue import Catalogue
 from ftx.errors import FtxError, first_line
 from ftx.hooks import Hooks
 from ftx.machine import Machine, compute_bytes, said
-from ftx.plan import Prediction, predict, steps_of
+from ftx.plan import Prediction, predict, shaped, steps_of
 from ftx.recipe import Choice, Recipe, resolve
-from ftx.rows import Rows, computed, largest_batches, largest_packs, packed
+from ftx.rows import Rows, computed, largest_batches, largest_packs, packed, typical_batch
 from ftx.shape import Shape, read_shape
 from ftx.speed import known
 
@@ -69,7 +69,7 @@ class Planner:
         recipe, hooks = resolve(wanted, self.catalogue)
         prediction = self.at(recipe, hooks, length)
         if self.rows is not None:
-            prediction = self._with_data(recipe, prediction)
+            prediction = self._with_data(recipe, hooks, prediction)
         return Case(wanted, recipe, hooks, prediction)
 
     def at(self, recipe: Recipe, hooks: Hooks, length: int | None = None) -> Prediction:
@@ -109,7 +109,7 @@ class Planner:
         room = self.machine.room()
         return room is None or prediction.needed <= room
 
-    def _with_data(self, recipe: Recipe, prediction: Prediction) -> Prediction:
+    def _with_data(self, recipe: Recipe, hooks: Hooks, prediction: Prediction) -> Prediction:
         assert self.rows is not None
         options, rows = _options(recipe), self.rows
         packs = len(packed([sum(row) for row in rows.lengths], options[LENGTH])) if options.get(PACKING) and options.get(LENGTH) else len(rows.lengths)
@@ -117,16 +117,26 @@ class Planner:
         passes = (
             steps * options.get(MICRO, 1) * options.get(TIMES, 1) / max(1, packs) if options.get("max_steps", -1) > 0 else options.get("num_train_epochs", 1)
         )
-        shape, speed = prediction.shape, known(recipe, prediction.shape, self.machine)
-        positions = passes * computed(rows, options.get(MICRO, 1), joined=shape.joined, shared=shape.shared > 0)
+        speed = known(recipe, prediction.shape, self.machine)
         return replace(
             prediction,
-            seconds=None if speed is None else speed * positions,
+            seconds=None if speed is None else speed * passes * self._positions(recipe, hooks, prediction),
             tokens=round(rows.tokens * passes),
             supervised_tokens=round(sum(rows.supervised) * passes),
             steps=steps,
             disk=disk_of(self.config, options, steps, prediction),
         )
+
+    def _positions(self, recipe: Recipe, hooks: Hooks, prediction: Prediction) -> float:
+        """That one pass over the rows computes. Whether batches are joined or share what they begin with a typical one says: the largest has
+        rows of one length, with nothing to gain."""
+        assert self.rows is not None
+        options = _options(recipe)
+        if options.get(PACKING):
+            return self.rows.tokens
+        micro, run = options.get(MICRO, 1), replace(self.run, recipe=recipe, hooks=hooks)
+        shape = shaped(run, hooks, prediction.asked.with_batch(*typical_batch(self.rows, micro)))
+        return computed(self.rows, micro, joined=shape.joined, shared=shape.shared > 0)
 
 
 def disk_of(model: Path, options: dict[str, Any], steps: int, prediction: Prediction) -> int:

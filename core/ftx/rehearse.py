@@ -20,6 +20,7 @@ from ftx.measure import bystanders
 from ftx.peak import Peak
 from ftx.planning import TIMES, Case, Planner, with_options
 from ftx.recipe import Recipe, resolve
+from ftx.rows import typical_batch
 from ftx.run import Run, RunDir
 
 if TYPE_CHECKING:
@@ -77,9 +78,7 @@ def typical(planner: Planner, case: Case) -> tuple[int, ...]:
     """Lengths of sequences for one pass that stand for the whole data: evenly spaced among the sorted ones."""
     if planner.rows is None:
         return case.prediction.asked.lengths
-    ordered = sorted(planner.rows.lengths, key=max)
-    count = max(1, len(case.prediction.asked.lengths) // len(ordered[0]))
-    return tuple(length for number in range(count) for length in ordered[(2 * number + 1) * len(ordered) // (2 * count)])
+    return typical_batch(planner.rows, max(1, len(case.prediction.asked.lengths) // len(planner.rows.lengths[0])))[0]
 
 
 def tokenizer_of(config: Path) -> Any:

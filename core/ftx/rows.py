@@ -119,6 +119,15 @@ def _columns(encoded: Dataset, ending: str) -> Iterator[list[Any]]:
 # ---- what goes through the model
 
 
+def typical_batch(rows: Rows, size: int) -> tuple[tuple[int, ...], int, int]:
+    """`size` rows that stand for all, evenly spaced among those sorted by their longest sequence -> as of `largest_batches`."""
+    order = sorted(range(len(rows.lengths)), key=lambda number: max(rows.lengths[number]))
+    chosen = [order[(2 * number + 1) * len(order) // (2 * size)] for number in range(size)] if order else []
+    lengths = tuple(length for number in chosen for length in rows.lengths[number])
+    alike = sum(rows.alike[number] for number in chosen) if rows.alike else 0
+    return lengths, sum(rows.supervised[number] for number in chosen), alike + max(0, len(chosen) - 1) * rows.prefix
+
+
 def computed(rows: Rows, size: int, *, joined: bool, shared: bool) -> float:
     """Positions that one pass over the rows computes, in batches of `size` rows in an order that chance gives.
 
@@ -133,9 +142,10 @@ def computed(rows: Rows, size: int, *, joined: bool, shared: bool) -> float:
         return rows.tokens - sequences - sum(rows.alike) - again * rows.prefix
     if joined or not rows.lengths:
         return rows.tokens
-    longest = numpy.array([(max(lengths), len(lengths)) for lengths in rows.lengths])[numpy.random.default_rng(0).permutation(len(rows.lengths))]
-    starts = range(0, len(longest), size)
-    return float(sum(longest[start : start + size, 0].max() * longest[start : start + size, 1].sum() for start in starts))
+    order = numpy.random.default_rng(0).permutation(len(rows.lengths))
+    longest, count = numpy.array([(max(lengths), len(lengths)) for lengths in rows.lengths])[order].T
+    starts = numpy.arange(0, len(order), size)
+    return float(numpy.maximum.reduceat(longest, starts) @ numpy.add.reduceat(count, starts))
 
 
 # ---- the batches that need most

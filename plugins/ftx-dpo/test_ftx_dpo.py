@@ -14,6 +14,7 @@ from ftx.run import read_lines
 from ftx.testing import catalogue
 from ftx.testing.runs import OWN, train
 from ftx_dpo import DIVERGENCES, DPO, LOSSES, OF_DIFFERENCES, SMOOTHED, SORTING
+from ftx_fast import Fast
 
 PAIRS = [
     {
@@ -67,6 +68,27 @@ def test_it_learns_and_says_how(tmp_path):
     assert last["length/rejected"] > last["length/chosen"] > 0 > last["logps_per_token/chosen"]
     assert metrics[-1]["tokens"] > metrics[0]["tokens"] > metrics[0]["supervised_tokens"] > 0
     assert not {"entropy", "num_tokens", "logits/chosen", "mean_token_accuracy"} & set(last), "placeholders are logged"
+
+
+@pytest.mark.parametrize("args", [{}, {"use_weighting": True}], ids=str)
+def test_answers_that_begin_alike_are_scored_once_and_count_twice(args, tmp_path, monkeypatch):
+    """Their first tokens are the same label behind the same beginning; loss, rewards, KL and counts are those of a run without the parts."""
+    words = [f"Well, let me see: it is {i}" for i in range(6)]
+    both = ("chosen", "rejected")
+    rows = [{**row, **{side: [{"role": "assistant", "content": f"{words[i]} {row[side][0]['content']}"}] for side in both}} for i, row in enumerate(PAIRS)]
+    met, shared = [], Fast.shared
+
+    def spied(self, given, tree, fill):
+        found = shared(self, given, tree, fill)
+        met.append((len(tree.first), len(tree.again)) if found is not None else None)
+        return found
+
+    monkeypatch.setattr(Fast, "shared", spied)
+    plain, ours = ([*run(tmp_path / fast, rows=rows, max_steps=3, fast=fast, args=args)] for fast in ("off", "auto"))
+    assert [one for one in met if one] and all(distinct < every for distinct, every in filter(None, met))
+    for name in ("loss", "kl", "rewards/chosen", "rewards/margins", "logps_per_token/rejected", "length/chosen", "grad_norm"):
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in plain], abs=1e-5, rel=1e-4), name
+    assert ours[-1]["kl"] > 1e-3
 
 
 def test_one_big_batch_is_many_small_ones(tmp_path):

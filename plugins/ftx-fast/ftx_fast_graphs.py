@@ -71,8 +71,10 @@ class CudaGraphs:
         stream = torch.cuda.current_stream()
         try:
             return cuda_graph(body, given, self.pool)
-        finally:
-            torch.cuda.set_stream(stream)  # a capture that fails may leave its own
+        except BaseException:  # a capture that fails may leave its stream, and its pool open
+            self.pool = None
+            torch.cuda.set_stream(stream)
+            raise
 
 
 def cuda_graph(body: nn.Module, given: tuple[Tensor, ...], pool: Any) -> Callable[..., Tensor]:

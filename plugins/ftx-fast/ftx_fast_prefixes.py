@@ -94,7 +94,7 @@ def tree_of(input_ids: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tree:
     nodes, kept = numbers[np.arange(width) < tokens[:, None]], numbers[:, :-1][counts]
     owners = flat % width + (tokens.cumsum() - tokens)[flat // width]
     wanted = labels[:, 1:].cpu().numpy()[counts]
-    _, first, again = np.unique(np.stack([kept, wanted]), axis=1, return_index=True, return_inverse=True)
+    _, first, again = np.unique(kept << 32 | wanted, return_index=True, return_inverse=True)
     arrays = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept, first, again)]
     return Tree(*arrays[:4], tuple(needed[there].tolist()), tuple(starts[there].tolist()), *arrays[4:], rows=len(lengths), total=sum(lengths))
 

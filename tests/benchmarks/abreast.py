@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from direct import trainer_of
-from run import command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, middle_of, processor, replace, words_of, write_data
 from turns import Turn, in_turns
 
 MARKS = "<!-- abreast: begin -->", "<!-- abreast: end -->"
@@ -27,7 +27,7 @@ BAR = 1.01
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=at_least(5), default=40)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from direct import Bare
-from run import command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, middle_of, processor, replace, words_of, write_data
 
 MARKS = "<!-- dora: begin -->", "<!-- dora: end -->"
 #: What it may come to.
@@ -23,7 +23,7 @@ BAR = 1.2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=at_least(2), default=30)
     asked = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     seconds = {"lora": list[float](), "dora": list[float]()}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from direct import Bare
-from run import command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, middle_of, processor, replace, words_of, write_data
 
 from ftx.device import best_dtype
 
@@ -32,18 +32,16 @@ ATTENTION = [(HIDDEN, HIDDEN), (HIDDEN, KEYS), (HIDDEN, KEYS), (HIDDEN, HIDDEN)]
 MLP = [(HIDDEN, INNER), (HIDDEN, INNER), (INNER, HIDDEN)]
 
 
-def shapes(tokens: int, supervised: int, adapter: str) -> dict[tuple[int, int, int], int]:
+def shapes(tokens: int, supervised: int) -> dict[tuple[int, int, int], int]:
     """(rows, inner, columns) -> how often in a step."""
     count: dict[tuple[int, int, int], int] = {}
 
     def add(m: int, k: int, n: int, times: int = 1) -> None:
         count[m, k, n] = count.get((m, k, n), 0) + times
 
-    adapted = ATTENTION if adapter == "attention" else ATTENTION + MLP
     for wide, out in ATTENTION + MLP:
         add(tokens, wide, out, LAYERS)
         add(tokens, out, wide, LAYERS)
-    for wide, out in adapted:
         for m, k, n in ((tokens, wide, RANK), (tokens, RANK, out), (tokens, out, RANK), (tokens, RANK, wide), (out, tokens, RANK), (RANK, tokens, wide)):
             add(m, k, n, LAYERS)
     add(supervised, HIDDEN, VOCABULARY)
@@ -61,7 +59,7 @@ def seconds_of(m: int, k: int, n: int, dtype: torch.dtype) -> float:
     return statistics.median(times[2:])
 
 
-def products_of(tokens: int, supervised: int, adapter: str = "lora") -> float:
+def products_of(tokens: int, supervised: int) -> float:
     """Seconds of all products of a step, fp32 through the library that ftx takes."""
     dtype = best_dtype("cpu")
     settings = torch.backends.mkldnn.matmul
@@ -69,14 +67,14 @@ def products_of(tokens: int, supervised: int, adapter: str = "lora") -> float:
     if dtype is torch.float32 and not torch.cpu._is_amx_tile_supported():
         settings.fp32_precision = "bf16"
     try:
-        return sum(times * seconds_of(*shape, dtype) for shape, times in shapes(tokens, supervised, adapter).items())
+        return sum(times * seconds_of(*shape, dtype) for shape, times in shapes(tokens, supervised).items())
     finally:
         settings.fp32_precision = before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=at_least(2), default=20)
     asked = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     dtype = str(best_dtype("cpu")).removeprefix("torch.")

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import command, replace
+from run import at_least, command, replace
 
 from ftx import models
 
@@ -50,7 +50,7 @@ LIMIT = 150
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["smollm2", "8B"], help="one of the two; both without it")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=at_least(AUDITED + 1), default=20)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--worker", nargs=4, metavar=("SIDE", "MODEL", "ADAPTER", "ROWS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from direct import trainer_of
-from run import command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, middle_of, processor, replace, words_of, write_data
 
 from ftx_fast import PARTS, Fast, install
 
@@ -41,7 +41,7 @@ def ways() -> dict[str, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=at_least(2), default=8)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -67,10 +67,9 @@ def main() -> None:
                 seconds[name].append(ask(name, number, "seconds"))
             print(f"round {number}: off {seconds['off'][-1]:.2f} s, all {seconds['all'][-1]:.2f} s", flush=True)
 
-    def times(one: str, other: str) -> tuple[float, str]:
-        found = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
-        middle, doubt = middle_of(found)
-        return middle, f"{middle:.2f} ± {doubt:.2f}"
+    def times(one: str, other: str) -> str:
+        middle, doubt = middle_of([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
+        return f"{middle:.2f} ± {doubt:.2f}"
 
     def mib(name: str) -> str:
         return f"{peaks[name] / 2**20:.0f}"
@@ -85,11 +84,11 @@ def main() -> None:
     ]
     for part, what in PARTS.items():
         beside = ("", "") if part == "memory" else (mib(f"{part} alone"), mib(f"all but {part}"))  # an allocator's pages are no tensors
-        lines.append(f"| `{part}` | {what} | {times('off', f'{part} alone')[1]} | {times(f'all but {part}', 'all')[1]} | {beside[0]} | {beside[1]} |")
+        lines.append(f"| `{part}` | {what} | {times('off', f'{part} alone')} | {times(f'all but {part}', 'all')} | {beside[0]} | {beside[1]} |")
     lines += [
-        f"| all | | {times('off', 'all')[1]} | | {mib('all')} | (off) {mib('off')} |",
+        f"| all | | {times('off', 'all')} | | {mib('all')} | (off) {mib('off')} |",
         "",
-        f"With `compile` in place of `layers` a step takes {times('compile', 'all')[1]} times as long as with all, and {mib('compile')} MiB.",
+        f"With `compile` in place of `layers` a step takes {times('compile', 'all')} times as long as with all, and {mib('compile')} MiB.",
     ]
     replace(MARKS, lines)
 

@@ -44,9 +44,9 @@ def llama_factory(environment: Path, adapter: str, data: Path, steps: int, batch
 
 
 def version_of(environment: Path) -> str:
-    """LLaMA-Factory's version there."""
+    """LLaMA-Factory's version there; "" if it is not told."""
     command = [str(environment / "bin" / "python"), "-c", "import importlib.metadata as m; print(m.version('llamafactory'))"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def settings(model: str, adapter: str, steps: int, batch: int, rate: float, work: Path) -> dict:

@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from peers import llama_factory, version_of
@@ -75,8 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workloads", nargs="*", help=f"some of: {', '.join({**WORKLOADS, **MORE})}")
     parser.add_argument("--more", action="store_true", help="the workloads that only make bench-full takes")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=at_least(4), default=6)
+    parser.add_argument("--repeats", type=at_least(1), default=2)
     asked = parser.parse_args()
     known = {**WORKLOADS, **MORE}
     if unknown := set(asked.workloads) - set(known):
@@ -142,7 +143,7 @@ def size(text: str) -> int:
 
 
 def measure(side: str, kind: str, adapter: str, data: Path, steps: int, work: Path, more: tuple[str, ...] = ()) -> dict:
-    """One run in a process of its own -> what tests/toys/clock.py notes, and for ftx `tokens` and `supervised_tokens`. `more`: words for ftx."""
+    """One run in a process of its own -> what tests/toys/clock.py notes, and for ftx `tokens`. `more`: words for ftx."""
     work.mkdir()
     pairs = kind == "pairs"
     batch, rate = (2, 1e-4) if pairs else (16, 1e-5 if adapter == "full" else 2e-4)
@@ -158,7 +159,7 @@ def measure(side: str, kind: str, adapter: str, data: Path, steps: int, work: Pa
     probe = ["--observer", "watch:Probe", "-o", f"watch:Probe.file={work / 'noted.json'}"]
     call([sys.executable, "-m", "ftx", "run", *words, *more, *probe, "--output", work / "run"], work)
     last = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    return json.loads((work / "noted.json").read_text()) | {name: last[name] for name in ("tokens", "supervised_tokens")}
+    return json.loads((work / "noted.json").read_text()) | {"tokens": last["tokens"]}
 
 
 def words_of(kind: str, adapter: str, data: Path, steps: int, batch: int, rate: float) -> list[str]:
@@ -252,7 +253,7 @@ def page_of(found: dict[str, dict[str, list[dict]]], asked: argparse.Namespace) 
     """The lines of the page."""
     versions = [f"{name} {metadata.version(name)}" for name in ("ftx-core", "torch", "transformers", "trl", "peft")]
     if any("LLaMA-Factory" in sides for sides in found.values()):
-        versions.append(f"LLaMA-Factory {version_of(Path(os.environ['FTX_BENCH_PEERS']))}")
+        versions.append(f"LLaMA-Factory {version_of(Path(os.environ['FTX_BENCH_PEERS']))}".strip())
     machine = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds().items())
     measured = bar_rows(found)
     return [
@@ -278,6 +279,17 @@ def useful(found: dict[str, dict[str, list[dict]]]) -> dict[str, dict[str, float
     }
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse: a number below which there is nothing to take a median of."""
+
+    def number(word: str) -> int:
+        if (value := int(word)) < least:
+            raise argparse.ArgumentTypeError(f"at least {least}")
+        return value
+
+    return number
+
+
 def command() -> str:
     """What was asked for, as it is typed."""
     return shlex.join(["python", f"tests/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
@@ -285,13 +297,14 @@ def command() -> str:
 
 def replace(marks: tuple[str, str], text: list[str], say: bool = True) -> None:
     """Put lines between two marks of the page, and print them."""
+    if say:
+        print("\n".join(text), flush=True)
     page = PAGE.read_text("utf-8")
-    if marks[0] not in page:
-        sys.exit(f"{PAGE} has no {marks[0]}")
+    for mark in marks:
+        if mark not in page:
+            sys.exit(f"{PAGE} has no {mark}")
     before, _, rest = page.partition(marks[0])
     PAGE.write_text("\n".join([before + marks[0], "", *text, "", marks[1]]) + rest.partition(marks[1])[2], encoding="utf-8")
-    if say:
-        print("\n".join(text))
 
 
 def processor() -> str:
