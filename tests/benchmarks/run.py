@@ -98,13 +98,19 @@ def main() -> None:
             except SystemExit as failure:  # what was measured before, and what comes after, is kept
                 print(f"{name}: not measured: {failure}", file=sys.stderr)
                 failed.append(name)
-    if found and asked.workloads:
+                continue
+            if not asked.workloads:  # what was measured stands there, whatever becomes of the rest
+                write(found, asked)
+    if found:
         print("\n".join(page_of(found, asked)))
-    elif found:
-        picture = "benchmarks-more.svg" if asked.more else "benchmarks.svg"
-        (PAGE.parent / picture).write_text(bars(useful(found), "useful tokens a second"), encoding="utf-8")
-        replace(MORE_MARKS if asked.more else MARKS, [*page_of(found, asked), "", f"![Useful tokens a second]({picture})"])
     sys.exit(f"not measured: {', '.join(failed)}" if failed else 0)
+
+
+def write(found: dict[str, dict[str, list[dict]]], asked: argparse.Namespace) -> None:
+    """The table and its picture."""
+    picture = "benchmarks-more.svg" if asked.more else "benchmarks.svg"
+    (PAGE.parent / picture).write_text(bars(useful(found), "useful tokens a second"), encoding="utf-8")
+    replace(MORE_MARKS if asked.more else MARKS, [*page_of(found, asked), "", f"![Useful tokens a second]({picture})"], say=False)
 
 
 def in_turns(name: str, sides: list[str], data: Path, folder: Path, asked: argparse.Namespace) -> dict[str, list[dict]]:
@@ -233,6 +239,7 @@ def bar_rows(found: dict[str, dict[str, list[dict]]]) -> list[str]:
     return lines
 
 
+@functools.cache
 def speeds() -> dict[str, float]:
     """GFLOP/s of 1200 x 576 x 1536 in each dtype, as the machine multiplies it at best."""
     import torch
