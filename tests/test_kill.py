@@ -175,7 +175,8 @@ def test_compiled_and_killed(zygote, arguments, tmp_path):
     """Each process compiles for itself, beginning with another batch's shape: the numbers are the same."""
     compiled = ("-o", "trainer.fast=[auto,compile]")
     status, seconds, said = zygote(*arguments("sft", "lora", tmp_path / "whole"), *compiled)
-    assert status == 0 and "what stands between the products of" in said, said
+    assert status == 0, said
+    assert "layers compiled" in (tmp_path / "whole" / "log.txt").read_text()
     run = tmp_path / "run"
     kills = [{"checkpoints": str(run / "checkpoints")}, {"after": seconds * 0.6}, {"checkpoints": str(run / "checkpoints"), "delay": 0.01}]
     hits, _ = trial(zygote, [*arguments("sft", "lora", run), *compiled], run, kills)

@@ -75,6 +75,16 @@ def test_beside_another_profiler():
     assert found.added == MB
 
 
+def test_what_has_no_storage_counts_nothing():
+    """torch's compiler leaves such tensors behind, which say that they are on the CPU."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.zeros(MB)
+    assert fake.device.type == "cpu" and size_of([fake]) == 0
+    assert fake.untyped_storage().nbytes() == 4 * MB and all(storage.data_ptr() for storage in live_storages())
+
+
 @pytest.mark.parametrize("where", ["a step of its schedule", "another thread"])
 def test_beside_a_profiler_that_does_not_say_so(where):
     """torch tells of neither that it is there; ended by ours, either took the process with it."""

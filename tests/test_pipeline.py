@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,6 +58,8 @@ def test_a_run_leaves_its_files(cli, toy_run, small, tmp_path):
     assert next(iter(manifest["data"]["data"]["files"].values()))["sha256"] == hashlib.sha256(small["train"].read_bytes()).hexdigest()
     assert not [file for file in (run / "model").rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert (run / "model" / "tokenizer.json").exists() and not leftovers(run)
+    log = (run / "log.txt").read_text()
+    assert re.search(r"INFO ftx\.\S+: fast: \w", log), "which parts of the trainer's are on"
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     assert "output" not in recipe and Path(recipe["data"]).is_absolute()
     assert recipe["suggested"] == {"adapter:toys:Head": {"trainer.learning_rate": 5e-3}} and "learning_rate" not in recipe["trainer"]

@@ -134,7 +134,7 @@ def resident() -> int:
 def _add(tensor: Any, found: dict[int, Any]) -> None:
     with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse ones and wrappers have no storage of their own
         storage = tensor.untyped_storage()
-        if storage.nbytes():
+        if storage.nbytes() and storage.device == tensor.device:  # else there is none: torch's compiler keeps such
             found.setdefault(storage.data_ptr(), storage)
 
 

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import ftx_fast_attention
 from ftx_fast_installed import Installed
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"ftx.{__name__}")
 
 #: The name under which transformers knows ftx_fast_attention as a function that the compiler does not look into.
 NAME = "ftx_fast_whole"

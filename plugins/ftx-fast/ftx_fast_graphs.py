@@ -21,7 +21,7 @@ from ftx_fast_attention import takes_varlen
 from ftx_fast_installed import Installed
 from ftx_fast_segments import Segments
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"ftx.{__name__}")
 
 #: The tokens of a joined batch are filled up to a multiple of this: half of it is computed in vain on average.
 TOKENS = 256

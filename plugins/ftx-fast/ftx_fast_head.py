@@ -20,7 +20,7 @@ from ftx.errors import first_line
 from ftx_fast_installed import Installed
 from ftx_fast_layers import kernels
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"ftx.{__name__}")
 
 #: Logits computed at once. On a CPU some 128 rows of 49,152 (25 MB in fp32: the last cache); a GPU wants larger products.
 ELEMENTS = {"cpu": 6 << 20, "cuda": 1 << 28}

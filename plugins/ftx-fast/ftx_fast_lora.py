@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ftx_fast_installed import Installed
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"ftx.{__name__}")
 
 #: Siblings that are called with one input.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))

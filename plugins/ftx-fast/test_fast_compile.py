@@ -116,7 +116,7 @@ def test_what_the_compiler_cannot_do_runs_as_ever_and_is_said(monkeypatch, caplo
     _, wanted = gradients(model, install(model, []), LENGTHS[0])
     monkeypatch.setattr(torch, "compile", lambda forward, **options: refuses)
     fast = install(model, ["compile"])
-    with caplog.at_level("INFO", logger="ftx_fast_compile"):
+    with caplog.at_level("INFO", logger="ftx"):
         _, found = gradients(model, fast, LENGTHS[0])
     fast.undo()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -159,7 +159,7 @@ def test_what_fails_in_the_backward_pass_runs_as_ever(compiler, monkeypatch, cap
         return usual(graph, *args)
 
     monkeypatch.setattr(GraphLowering, "run", refuses)
-    with torch._inductor.config.patch(force_disable_caches=True), caplog.at_level("INFO", logger="ftx_fast_compile"):
+    with torch._inductor.config.patch(force_disable_caches=True), caplog.at_level("INFO", logger="ftx"):
         fast = install(model, ["compile"])
         _, found = gradients(model, fast, LENGTHS[0])
     fast.undo()

@@ -138,7 +138,7 @@ def test_what_is_no_training_pass_over_a_joined_batch_runs_as_ever(recorded, cap
     model(**(one.arguments() | {"use_cache": True}))
     model.enable_input_require_grads()
     model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
-    with caplog.at_level("INFO", logger="ftx_fast_graphs"):
+    with caplog.at_level("INFO", logger="ftx"):
         gradients(model, one, one)
     assert caplog.messages == ["not fast: graphs: activations are recomputed"]
     model.base_model.model.gradient_checkpointing_disable()
@@ -170,7 +170,7 @@ def test_what_cannot_be_recorded_runs_as_ever_and_is_said(caplog):
     attention = ftx_fast_attention.install(model)
     _, wanted = gradients(model, one)
     graphs = ftx_fast_graphs.install(model, refuses)
-    with caplog.at_level("INFO", logger="ftx_fast_graphs"):
+    with caplog.at_level("INFO", logger="ftx"):
         _, found = gradients(model, one)
         gradients(model, one)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -182,7 +182,7 @@ def test_what_cannot_be_recorded_runs_as_ever_and_is_said(caplog):
 def test_no_more_graphs_than_are_kept(monkeypatch, recorded, caplog):
     model, recorder = recorded
     monkeypatch.setattr(ftx_fast_graphs, "GRAPHS", 1)
-    with caplog.at_level("INFO", logger="ftx_fast_graphs"):
+    with caplog.at_level("INFO", logger="ftx"):
         gradients(model, batch(3, 9), batch(200, 90), batch(3, 9), batch(200, 90))
     assert len(recorder.recorded) == 1 and len(recorder.runs) == 2
     assert caplog.messages == ["not fast: graphs: more than 1 shapes; the further ones run as without"]

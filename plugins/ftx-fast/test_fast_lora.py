@@ -105,12 +105,12 @@ def test_layers_that_autocast_computes_in_another_dtype_are_pefts_and_the_log_sa
     model = adapted()
     calls = calls_of_peft(model)
     install(model)
-    with caplog.at_level("INFO", "ftx_fast_lora"), torch.autocast("cpu", torch.bfloat16):
+    with caplog.at_level("INFO", "ftx"), torch.autocast("cpu", torch.bfloat16):
         gradients(model)
         gradients(model)
     assert calls and caplog.messages == ["not fast: lora: layers of float32 stay peft's where bfloat16 is computed"]
     calls.clear()
-    with model.disable_adapter(), caplog.at_level("INFO", "ftx_fast_lora"):
+    with model.disable_adapter(), caplog.at_level("INFO", "ftx"):
         model(input_ids=IDS)
     gradients(model)
     assert not calls and len(caplog.messages) == 1

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ftx_fast_head import Head
     from ftx_fast_prefixes import Tree
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"ftx.{__name__}")
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
