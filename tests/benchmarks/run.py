@@ -44,17 +44,17 @@ WORKLOADS = {
     "DPO, LoRA": ("pairs", "lora", ALL),
 }
 MORE = {
-    "gsm8k, LoRA": ("gsm8k", "lora", ALL),
-    "snips, LoRA on attention": ("snips", "attention", ALL),
-    "alpaca, LoRA on attention": ("alpaca", "attention", ALL),
-    "gsm8k, LoRA on attention": ("gsm8k", "attention", ALL),
-    "alpaca, DoRA": ("alpaca", "dora", ALL),
-    "gsm8k, DoRA": ("gsm8k", "dora", ALL),
     "snips, QLoRA": ("snips", "qlora", TWO),
-    "alpaca, QLoRA": ("alpaca", "qlora", TWO),
-    "gsm8k, QLoRA": ("gsm8k", "qlora", TWO),
     "snips, full": ("snips", "full", TWO),
+    "snips, LoRA on attention": ("snips", "attention", ALL),
+    "alpaca, QLoRA": ("alpaca", "qlora", TWO),
     "alpaca, full": ("alpaca", "full", TWO),
+    "alpaca, LoRA on attention": ("alpaca", "attention", ALL),
+    "alpaca, DoRA": ("alpaca", "dora", ALL),
+    "gsm8k, LoRA": ("gsm8k", "lora", ALL),
+    "gsm8k, LoRA on attention": ("gsm8k", "attention", ALL),
+    "gsm8k, DoRA": ("gsm8k", "dora", ALL),
+    "gsm8k, QLoRA": ("gsm8k", "qlora", TWO),
     "gsm8k, full": ("gsm8k", "full", TWO),
 }
 #: What is asked for: title, workload, the other side, what is compared, bound.
