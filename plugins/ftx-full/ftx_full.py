@@ -21,7 +21,8 @@ class Full:
     """Full fine-tuning: no adapter, every weight trains.
 
     The weights are kept in float32 whatever the run's dtype: at a learning rate of 5e-6 most steps are smaller than the
-    spacing of bfloat16, and weights in bfloat16 would not move.
+    spacing of bfloat16, and weights in bfloat16 would not move. They are read again as the checkpoint has them: those that a run
+    in bfloat16 has loaded lie in the middle of what is rounded to them, and the first steps would change no number that is computed with.
     """
 
     suggests = {
@@ -59,6 +60,9 @@ class Full:
         if getattr(model, "is_quantized", False):
             raise RunError(f"the weights of {run.model} are quantised and cannot be trained in full.", "Use --adapter lora, or a model that is not quantised.")
         _note_learning_rate(run)
+        there = next(model.parameters()).untyped_storage().device.type != "meta"  # it is not where a plan traces shapes
+        if run.recipe.start is None and model.dtype.itemsize < 4 and there:
+            _read_again(model, run)
         model.float()
         model.config.dtype = _float32()
         model.requires_grad_(True)
@@ -107,6 +111,15 @@ class Full:
     @hookimpl
     def adapter_off(self, model: Any, run: Run) -> None:
         """None: the base's weights are overwritten."""
+
+
+def _read_again(model: PreTrainedModel, run: Run) -> None:
+    """Give the parameters the values that they have in the model's files, in float32."""
+    from ftx.models import load_model
+
+    whole = dict(load_model(run.model_path, dtype=_float32(), device=run.device, code=run.recipe.trusts_model).named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.data = whole.pop(name).data
 
 
 def _note_learning_rate(run: Run) -> None:

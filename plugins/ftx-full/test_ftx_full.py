@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import LlamaForCausalLM
 from ftx import Run
 from ftx.errors import RunError
 from ftx.ledger import Ledger
+from ftx.models import load_model
 from ftx.testing.tiny import tiny_model
 from ftx_full import Full
 
@@ -21,7 +23,7 @@ TOKENS = torch.randint(3, 259, (2, 12), generator=torch.Generator().manual_seed(
 
 def a_run(dtype=torch.float32, quantizer=None, **trainer_options):
     said = []
-    recipe = SimpleNamespace(trainer=SimpleNamespace(name="sft", options=trainer_options), quantizer=quantizer)
+    recipe = SimpleNamespace(trainer=SimpleNamespace(name="sft", options=trainer_options), quantizer=quantizer, start=None, trusts_model=False)
     run = Run(recipe=recipe, ledger=Ledger(), dtype=dtype, model="acme/tiny", say=said.append)
     run.notes["said"] = said
     return run
@@ -39,6 +41,22 @@ def train(model, steps=2, rate=1e-3):
         model(input_ids=TOKENS, labels=TOKENS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+def test_what_was_loaded_in_bfloat16_trains_from_the_files_own_numbers(tied, tmp_path):
+    """From rounded ones the first steps change nothing that is computed with: each is less than half of bfloat16's spacing."""
+    whole = tiny_model(tie_word_embeddings=tied)
+    whole.save_pretrained(tmp_path)
+    run = replace(a_run(torch.bfloat16), model_path=tmp_path)
+    base = load_model(tmp_path, dtype=torch.bfloat16, device="cpu")
+    assert not all(torch.equal(a, b) for a, b in zip(base.parameters(), whole.parameters(), strict=True)), "rounded"
+    model = Full().adapt_model(base, run)
+    assert all(torch.equal(a, b) and a.requires_grad for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    run.recipe.start = "runs/earlier"  # whose model is in no file as it is
+    other = Full().adapt_model(load_model(tmp_path, dtype=torch.bfloat16, device="cpu"), run)
+    assert not all(torch.equal(a, b) for a, b in zip(other.parameters(), whole.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
@@ -66,11 +84,11 @@ def test_master_weights_are_float32(tmp_path):
     """At 5e-6 nearly every weight moves in float32; in bfloat16 nearly none would."""
     tiny_model().save_pretrained(tmp_path / "base")
     load = lambda: LlamaForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)  # noqa: E731
-    run = a_run(torch.bfloat16)
+    run = replace(a_run(torch.bfloat16), model_path=tmp_path / "base")
     model, naive = Full().adapt_model(load(), run), load()
-    start = {name: p.detach().clone() for name, p in load().named_parameters()}
     shares = []
     for one in (model, naive):
+        start = {name: p.detach().clone() for name, p in one.named_parameters()}
         train(one, steps=3, rate=5e-6)
         moved = sum((p.float() != start[name].float()).sum().item() for name, p in one.named_parameters())
         shares.append(moved / sum(p.numel() for p in one.parameters()))
