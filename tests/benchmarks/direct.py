@@ -43,6 +43,13 @@ def trainer_of(words: list[str], directory: Path, callbacks: list[Any]) -> Any:
     return made.main(words, standalone_mode=False)
 
 
+def passes(trainer: Any, batch: dict[str, Any]) -> None:
+    """The forward and the backward pass of one batch, through the trainer's own loss."""
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=batch["supervised_tokens"])
+    trainer.accelerator.backward(loss)
+
+
 class Bare:
     """A trainer's steps one at a time, so that they can be taken in turns with something else in one thread: all parts of ftx-fast are on."""
 
@@ -64,9 +71,7 @@ class Bare:
     def step(self, batch: dict[str, Any]) -> float:
         """Seconds of a whole step: forward, backward, optimizer (behind which DoRA's norms are found anew). `positions` went through the model."""
         began = time.perf_counter()
-        with self.trainer.compute_loss_context_manager():
-            loss = self.trainer.compute_loss(self.trainer.model, batch, num_items_in_batch=batch["supervised_tokens"])
-        self.trainer.accelerator.backward(loss)
+        passes(self.trainer, batch)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
         return time.perf_counter() - began

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from direct import trainer_of
+from direct import passes, trainer_of
 from run import at_least, command, middle_of, processor, replace, words_of, write_data
 
 from ftx_fast import PARTS, Fast, install
@@ -146,10 +146,7 @@ def work(data: Path, folder: Path) -> None:
 
 
 def step(trainer: Any, batch: dict[str, Any], parts: list[str]) -> None:
-    given = batch if "prefixes" in parts else {name: value for name, value in batch.items() if name != "tree"}
-    with trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(trainer.model, given, num_items_in_batch=batch["supervised_tokens"])
-    trainer.accelerator.backward(loss)
+    passes(trainer, batch if "prefixes" in parts else {name: value for name, value in batch.items() if name != "tree"})
 
 
 if __name__ == "__main__":
