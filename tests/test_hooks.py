@@ -304,6 +304,6 @@ def test_every_hook_has_words_and_run_comes_last():
 
 def test_stage_hooks_are_those_of_the_design():
     assert set(stage_hooks()) == {
-        *("format_dataset", "quantization_config", "adapt_model", "save_adapted", "load_adapted", "merge_adapted", "adapter_off"),
+        *("format_dataset", "quantization_config", "base_dtype", "adapt_model", "save_adapted", "load_adapted", "merge_adapted", "adapter_off"),
         *("unformat_row", "encode_dataset", "make_trainer", "exported_form", "export_model", "read_exported"),
     }

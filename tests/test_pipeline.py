@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from support import read_rows as lines
 from support import write_rows
 
@@ -226,6 +227,18 @@ def test_from_starts_from_the_earlier_model(cli, toy_run, small, tmp_path):
     assert weights(tmp_path / "second") != weights(tmp_path / "run")
     assert cli("eval", tmp_path / "second").exit_code == 0
     assert "no run with a trained model" in cli(*toy_run("--from", tmp_path, output=tmp_path / "third")).stderr
+
+
+def test_from_rounds_nothing_that_trains_on(cli, toy_run, tmp_path):
+    """Full training in bfloat16 keeps float32 weights, from one run to the next as well."""
+    full = ("--adapter", "full", "--dtype", "bfloat16")
+    first = cli(*toy_run(*full))
+    assert first.exit_code == 0 and "base in float32, computing in bfloat16 on cpu" in first.output, first.output
+    still = cli(*toy_run(*full, "--from", tmp_path / "run", "-o", "trainer.learning_rate=1e-12", output=tmp_path / "second"))
+    assert still.exit_code == 0, still.output
+    before, after = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "second"))
+    assert all(torch.allclose(after[name], tensor, rtol=1e-6, atol=0) for name, tensor in before.items())
+    assert not all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in before.values()), "nothing would be rounded"
 
 
 # ---- what a failure leaves -----------------------------------------------------------------------------------------

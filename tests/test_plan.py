@@ -23,6 +23,7 @@ from ftx.errors import ModelError, OptionError
 from ftx.foresight import CONFIGS, config_of, what_fits
 from ftx.ledger import Ledger
 from ftx.machine import Machine, compute_bytes, parse_size
+from ftx.pipeline import base_dtype
 from ftx.plan import Prediction, predict, steps_of
 from ftx.planning import Planner, settle
 from ftx.recipe import Recipe, merge, resolve
@@ -157,7 +158,7 @@ def test_saved_activations_of_a_layer_to_the_byte(adapter, dtype, fast, lengths,
     run = Run(recipe=recipe, ledger=Ledger(), dtype=getattr(torch, dtype), hooks=hooks, say=lambda line: None)
     for layers in (2, 3):
         directory = tiny_model_dir(tmp_path / str(layers), num_hidden_layers=layers, **sizes)
-        base = models.load_model(directory, dtype=run.dtype, device="cpu", quantization_config=hooks.hook.quantization_config(run=run))
+        base = models.load_model(directory, dtype=base_dtype(hooks, run), device="cpu", quantization_config=hooks.hook.quantization_config(run=run))
         hooks.hook.model_loaded(model=base, run=run)
         model = hooks.call("adapt_model", model=base, run=run)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -16,6 +16,7 @@ import pluggy
 from ftx.authoring import PROJECT
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -121,6 +122,15 @@ def dataset_encoded(dataset: Dataset, split: str, run: Run) -> None:
 @stage_hook
 def quantization_config(run: Run) -> Any:
     """A transformers quantisation config for `from_pretrained`, or None. Owner: a quantizer, or an adapter like qlora."""
+
+
+@stage_hook
+def base_dtype(run: Run) -> torch.dtype | None:
+    """The dtype of the base's weights as they are loaded, where it is not the run's. Owner: the adapter, which may lack it.
+
+    For weights that train: those that are rounded to the run's dtype first lie in the middle of what is rounded to them,
+    and steps smaller than its spacing change no number that is computed with.
+    """
 
 
 @hookspec

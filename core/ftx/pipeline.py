@@ -188,12 +188,17 @@ def load_base(hooks: Hooks, catalogue: Catalogue, run: Run) -> Any:
     if run.recipe.start is not None:
         from ftx.readback import load_merged
 
-        model = load_merged(RunDir(run.recipe.start), catalogue, run)
+        model = load_merged(RunDir(run.recipe.start), catalogue, run, base_dtype(hooks, run))
     else:
         quantized = hooks.hook.quantization_config(run=run)
-        model = models.load_model(run.model_path, dtype=run.dtype, device=run.device, quantization_config=quantized, code=run.recipe.trusts_model)
+        model = models.load_model(run.model_path, dtype=base_dtype(hooks, run), device=run.device, quantization_config=quantized, code=run.recipe.trusts_model)
     hooks.hook.model_loaded(model=model, run=run)
     return model
+
+
+def base_dtype(hooks: Hooks, run: Run) -> Any:
+    """Of the base's weights: the adapter's wish, or the run's dtype, in which the run computes."""
+    return hooks.hook.base_dtype(run=run) or run.dtype
 
 
 def base_scores(hooks: Hooks, model: Any, tokenizer: Any, questions: Dataset | None, run: Run, console: Console) -> tuple[list[Score], dict[str, str]]:
@@ -301,8 +306,9 @@ def describe_trainable(model: Any, run: Run) -> None:
     count, total = sum(map(_numbers, trainable)), sum(map(_numbers, parameters))
     size = sum(p.numel() * p.element_size() for p in trainable)
     run.notes["parameters"] = {"trainable": count, "stored": total, "trainable_bytes": size}
-    dtype = str(run.dtype).removeprefix("torch.")
-    run.say(f"trains {count:,} of {total:,} parameters ({count / total:.2%}, {size / 2**20:.1f} MiB), base in {dtype} on {run.device}")
+    stands, computes = (str(dtype).removeprefix("torch.") for dtype in (getattr(model, "dtype", run.dtype), run.dtype))
+    kept = f"base in {stands}" if stands == computes else f"base in {stands}, computing in {computes}"
+    run.say(f"trains {count:,} of {total:,} parameters ({count / total:.2%}, {size / 2**20:.1f} MiB), {kept} on {run.device}")
 
 
 def _numbers(parameter: Any) -> int:

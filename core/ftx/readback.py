@@ -21,6 +21,7 @@ from ftx.recipe import Recipe, merge, read_recipe, resolve
 from ftx.run import Run, RunDir, Score, write_text
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -120,9 +121,9 @@ def render(paths: Sequence[str], observer: str, assignments: tuple[str, ...], ca
     return file
 
 
-def load_merged(directory: RunDir, catalogue: Catalogue, run: Run) -> PreTrainedModel:
-    """The tuned model of a run as a plain model, to start another run from."""
-    recipe = replace(recipe_of(directory), evaluators=(), observers=(), device=run.device, dtype=str(run.dtype).removeprefix("torch."))
+def load_merged(directory: RunDir, catalogue: Catalogue, run: Run, dtype: torch.dtype) -> PreTrainedModel:
+    """The tuned model of a run as a plain model, to start another run from, its weights in `dtype`."""
+    recipe = replace(recipe_of(directory), evaluators=(), observers=(), device=run.device, dtype=str(dtype).removeprefix("torch."))
     resolved, hooks = resolve(recipe, catalogue)
     earlier = pipeline.open_run(resolved, hooks, Console(quiet=True))  # what it stands on has been compared for `run`: see heed_base
     earlier.directory = directory

@@ -118,7 +118,7 @@ def trace(case: Case, run: Run, tokens: Dataset, tokenizer: Any, catalogue: Cata
     recipe, hooks = shortened(case, 2, catalogue)
     with tempfile.TemporaryDirectory(prefix="ftx-trace-") as scratch, pretending() as machine:
         trial = trial_run(run, recipe, hooks, scratch)
-        model = hollow_model(run.model_path, run.dtype, hooks.hook.quantization_config(run=trial))
+        model = hollow_model(run.model_path, pipeline.base_dtype(hooks, trial), hooks.hook.quantization_config(run=trial))
         hooks.hook.model_loaded(model=model, run=trial)
         model = hooks.call("adapt_model", model=model, run=trial)
         trainer = trainer_of(hooks, model, tokenizer, tokens, [Stop(2)], trial)

@@ -119,7 +119,7 @@ def head(shape: Shape, *, compared: bool = False) -> int:
     logits = chunk(shape) * shape.vocabulary
     found = 2 * e * shape.supervised * shape.hidden
     forward = logits * ((4 if e == 4 else 4 + e) if shape.device == "cpu" else e)  # fp32, and as the products have them; on a GPU a kernel needs the latter
-    cast = e * shape.vocabulary * shape.hidden * (e != (4 if shape.trains_base else shape.loaded))  # the weight in the dtype of the products
+    cast = e * shape.vocabulary * shape.hidden * (e != shape.loaded)  # the weight in the dtype of the products
     forward += cast
     if compared:
         forward = max(forward, logits * 20)

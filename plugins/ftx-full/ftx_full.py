@@ -10,6 +10,7 @@ from ftx import hookimpl, plugin
 from ftx.errors import RunError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from ftx import Run
@@ -21,8 +22,7 @@ class Full:
     """Full fine-tuning: no adapter, every weight trains.
 
     The weights are kept in float32 whatever the run's dtype: at a learning rate of 5e-6 most steps are smaller than the
-    spacing of bfloat16, and weights in bfloat16 would not move. They are read again as the checkpoint has them: those that a run
-    in bfloat16 has loaded lie in the middle of what is rounded to them, and the first steps would change no number that is computed with.
+    spacing of bfloat16, and weights in bfloat16 would not move. They are loaded so, too: see the hook `base_dtype`.
     """
 
     suggests = {
@@ -41,18 +41,21 @@ class Full:
 
     @hookimpl
     def plan_shape(self, shape: Shape, run: Run) -> Shape:
-        return replace(shape, trained=shape.parameters, trains_base=True, reference=True)
+        return replace(shape, loaded=4, trained=shape.parameters, trains_base=True, reference=True)
 
     @hookimpl
     def memory_use(self, shape: Shape, run: Run) -> dict[str, int]:
-        """Weights and gradients in float32, and the inputs that the weights' gradients are made of."""
+        """Gradients in float32, and the inputs that the weights' gradients are made of."""
         from ftx.activations import trained_inputs
 
         return {
-            "weights": (4 - shape.loaded) * shape.parameters,
             "gradients": 4 * shape.parameters,
             "activations": trained_inputs(shape),
         }
+
+    @hookimpl
+    def base_dtype(self, run: Run) -> torch.dtype:
+        return _float32()
 
     @hookimpl
     def adapt_model(self, model: PreTrainedModel, run: Run) -> PreTrainedModel:
@@ -60,9 +63,6 @@ class Full:
         if getattr(model, "is_quantized", False):
             raise RunError(f"the weights of {run.model} are quantised and cannot be trained in full.", "Use --adapter lora, or a model that is not quantised.")
         _note_learning_rate(run)
-        there = next(model.parameters()).untyped_storage().device.type != "meta"  # it is not where a plan traces shapes
-        if run.recipe.start is None and model.dtype.itemsize < 4 and there:
-            _read_again(model, run)
         model.float()
         model.config.dtype = _float32()
         model.requires_grad_(True)
@@ -111,15 +111,6 @@ class Full:
     @hookimpl
     def adapter_off(self, model: Any, run: Run) -> None:
         """None: the base's weights are overwritten."""
-
-
-def _read_again(model: PreTrainedModel, run: Run) -> None:
-    """Give the parameters the values that they have in the model's files, in float32."""
-    from ftx.models import load_model
-
-    whole = dict(load_model(run.model_path, dtype=_float32(), device=run.device, code=run.recipe.trusts_model).named_parameters())
-    for name, parameter in model.named_parameters():
-        parameter.data = whole.pop(name).data
 
 
 def _note_learning_rate(run: Run) -> None:

@@ -37,7 +37,7 @@ STATES = {
 
 def shaped(options: Training, shape: Shape) -> Shape:
     """The shape as the trainer trains it: what of ftx-fast is on, and whether it computes in bfloat16 over float32 weights."""
-    autocast = shape.trains_base and shape.loaded == 2
+    autocast = shape.trains_base and shape.compute == 2
     shape = replace(
         shape,
         autocast=autocast,
