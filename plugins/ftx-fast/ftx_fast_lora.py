@@ -69,6 +69,10 @@ class Adapted(torch.autograd.Function):
     """x [..., in] and n frozen layers, each with A [r, in], B [out, r], s and (DoRA) m [out] -> n outputs [..., out].
 
     LoRA: x W^T + s (x A^T) B^T + b. DoRA: m / |W + s B A| times the first two, + b; the norm counts as a constant.
+
+    The update comes first, and the large product is added to it before it is rounded (`addmm_` sums in fp32), forward and backward.
+    The other way round, an update smaller than half of bf16's spacing there would be added to a rounded number and lost: so are
+    the first steps of a run, in peft.
     """
 
     @staticmethod
@@ -82,16 +86,15 @@ class Adapted(torch.autograd.Function):
         low = x @ down.mT
         outs, kept = [], []
         for layer, scale, b, size, part in zip(frozen, scales, ups, sizes, low.split(ranks, 1), strict=True):
-            bias = layer.bias(x.dtype)
-            out = nn.functional.linear(x, layer.weight(x.dtype), bias if size is None else None)
-            out.addmm_(part, b.mul(scale).to(x.dtype).mT)
+            out = part @ b.mul(scale).to(x.dtype).mT
+            out.addmm_(x, layer.weight(x.dtype).mT)
             if size is not None:
                 a = downs[len(outs)]
                 norm = norms(layer, a, b, scale)
                 kept += [out, norm]
                 out = scaled(out, size / norm)
-                if bias is not None:
-                    out += bias
+            if (bias := layer.bias(x.dtype)) is not None:
+                out += bias
             outs.append(out.view(*ctx.shape[:-1], -1))
         ctx.ranks, ctx.kept = ranks, len(kept)
         ctx.save_for_backward(x, low, down, *ups, *sizes, *kept)
@@ -104,11 +107,12 @@ class Adapted(torch.autograd.Function):
         n = len(ctx.frozen)
         ups, sizes, kept = rest[:n], rest[n : 2 * n], iter(rest[2 * n :])
         lows = torch.empty_like(low)
-        dx: Tensor | None = None
         dups: list[Tensor] = []
         dsizes: list[Tensor | None] = []
-        parts = zip(ctx.frozen, ctx.scales, ups, sizes, grads, low.split(ctx.ranks, 1), lows.split(ctx.ranks, 1), strict=True)
-        for layer, scale, b, size, grad, part, into in parts:
+        own: list[Tensor] = []
+        """Of x W^T of each layer."""
+        parts = zip(ctx.scales, ups, sizes, grads, low.split(ctx.ranks, 1), lows.split(ctx.ranks, 1), strict=True)
+        for scale, b, size, grad, part, into in parts:
             grad = grad.reshape(len(x), -1)
             if size is None:
                 dsizes.append(None)
@@ -118,11 +122,13 @@ class Adapted(torch.autograd.Function):
                 dsizes.append((along / norm).to(size.dtype))
             torch.mm(grad, b.mul(scale).to(x.dtype), out=into) if into.is_contiguous() else into.copy_(grad @ b.mul(scale).to(x.dtype))
             dups.append((grad.mT @ part).to(b.dtype).mul_(scale))
-            if ctx.needs_input_grad[0]:
-                weight = layer.weight(x.dtype)
-                dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
-        if dx is not None:
-            dx = dx.addmm_(lows, down).view(ctx.shape)
+            own.append(grad)
+        dx: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            dx = lows @ down
+            for layer, grad in zip(ctx.frozen, own, strict=True):
+                dx.addmm_(grad, layer.weight(x.dtype))
+            dx = dx.view(ctx.shape)
         ddowns = (lows.mT @ x).to(ups[0].dtype).split(ctx.ranks)
         return dx, None, None, *ddowns, *dups, *dsizes
 
