@@ -137,7 +137,7 @@ def measured_kept(model, lengths: tuple[int, ...], *, autocast: bool) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora", "dora", "qlora"])
+@pytest.mark.parametrize("adapter", ["full", "lora", "lora with dropout", "dora", "qlora"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fast", ["off", "auto"])
 @pytest.mark.parametrize("lengths", [(96,), (560,), (20, 30, 46), (600, 560)], ids=["short", "long", "packed", "packed-long"])
@@ -153,7 +153,8 @@ def test_saved_activations_of_a_layer_to_the_byte(adapter, dtype, fast, lengths,
     if adapter == "dora" and fast == "off":
         pytest.skip("peft's own DoRA is an estimate: it makes matrices as large as the weights on the way")
     found = []
-    options = (f"trainer.fast={fast}", "trainer.packing=true", *(["adapter.r=4"] if adapter != "full" else []))
+    adapter, _, drops = adapter.partition(" with ")
+    options = (f"trainer.fast={fast}", "trainer.packing=true", *(["adapter.r=4"] if adapter != "full" else []), *(["adapter.dropout=0.1"] if drops else []))
     recipe, hooks = resolve(merge({}, {"adapter": adapter}, options), Catalogue())
     run = Run(recipe=recipe, ledger=Ledger(), dtype=getattr(torch, dtype), hooks=hooks, say=lambda line: None)
     for layers in (2, 3):

@@ -132,4 +132,5 @@ def test_bfloat16_learns_as_fast_as_float32(rows, tmp_path, process, adapter):
         losses = [line["loss"] for line in read_rows(tmp_path / dtype / "metrics.jsonl")]
         last[dtype] = losses[-1]
         assert losses[0] - losses[-1] > 10 * CLOSE, "it has not learned enough for a difference to show"
+    print(f"\n{adapter}: loss of the eighth step {last['float32']:.4f} in float32, {last['bfloat16']:.4f} in bfloat16")
     assert abs(last["bfloat16"] - last["float32"]) <= CLOSE, last

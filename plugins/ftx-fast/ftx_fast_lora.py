@@ -68,7 +68,8 @@ class Frozen:
 class Adapted(torch.autograd.Function):
     """x [..., in] and n frozen layers, each with A [r, in], B [out, r], s and (DoRA) m [out] -> n outputs [..., out].
 
-    LoRA: x W^T + s (x A^T) B^T + b. DoRA: m / |W + s B A| times the first two, + b; the norm counts as a constant.
+    LoRA: x W^T + s (d(x) A^T) B^T + b; d drops the share `rate` of each layer's inputs, for each anew. DoRA: m / |W + s B A| times
+    the first two, + b, without dropout; the norm counts as a constant.
 
     The update comes first, and the large product is added to it before it is rounded (`addmm_` sums in fp32), forward and backward.
     The other way round, an update smaller than half of bf16's spacing there would be added to a rounded number and lost: so are
@@ -76,14 +77,16 @@ class Adapted(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Sequence[Frozen], scales: Sequence[float], *trained: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, frozen: Sequence[Frozen], scales: Sequence[float], rate: float, *trained: Tensor | None) -> tuple[Tensor, ...]:
         n = len(frozen)
         downs, ups, sizes = trained[:n], trained[n : 2 * n], trained[2 * n :]
+        scales = [scale / (1 - rate) for scale in scales]
         ctx.frozen, ctx.scales, ctx.shape = frozen, scales, x.shape
         x = x.reshape(-1, x.shape[-1])
         down = torch.cat([a.to(x.dtype) for a in downs]) if n > 1 else downs[0].to(x.dtype)
         ranks = [len(a) for a in downs]
-        low = x @ down.mT
+        gone = [torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - rate).logical_not_() for _ in frozen] if rate else []
+        low = torch.cat([x.masked_fill(out, 0) @ a.mT for out, a in zip(gone, down.split(ranks), strict=True)], 1) if gone else x @ down.mT
         outs, kept = [], []
         for layer, scale, b, size, part in zip(frozen, scales, ups, sizes, low.split(ranks, 1), strict=True):
             out = part @ b.mul(scale).to(x.dtype).mT
@@ -96,8 +99,8 @@ class Adapted(torch.autograd.Function):
             if (bias := layer.bias(x.dtype)) is not None:
                 out += bias
             outs.append(out.view(*ctx.shape[:-1], -1))
-        ctx.ranks, ctx.kept = ranks, len(kept)
-        ctx.save_for_backward(x, low, down, *ups, *sizes, *kept)
+        ctx.ranks, ctx.drops = ranks, bool(gone)
+        ctx.save_for_backward(x, low, down, *ups, *sizes, *(gone or kept))
         return tuple(outs)
 
     @staticmethod
@@ -106,6 +109,7 @@ class Adapted(torch.autograd.Function):
         x, low, down, *rest = ctx.saved_tensors
         n = len(ctx.frozen)
         ups, sizes, kept = rest[:n], rest[n : 2 * n], iter(rest[2 * n :])
+        gone = list(kept) if ctx.drops else []
         lows = torch.empty_like(low)
         dups: list[Tensor] = []
         dsizes: list[Tensor | None] = []
@@ -125,12 +129,20 @@ class Adapted(torch.autograd.Function):
             own.append(grad)
         dx: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            dx = lows @ down
+            if gone:
+                dx = torch.zeros_like(x)
+                for part, a, out in zip(lows.split(ctx.ranks, 1), down.split(ctx.ranks), gone, strict=True):
+                    dx += (part @ a).masked_fill_(out, 0)
+            else:
+                dx = lows @ down
             for layer, grad in zip(ctx.frozen, own, strict=True):
                 dx.addmm_(grad, layer.weight(x.dtype))
             dx = dx.view(ctx.shape)
-        ddowns = (lows.mT @ x).to(ups[0].dtype).split(ctx.ranks)
-        return dx, None, None, *ddowns, *dups, *dsizes
+        if gone:
+            ddowns = [(part.mT @ x.masked_fill(out, 0)).to(ups[0].dtype) for part, out in zip(lows.split(ctx.ranks, 1), gone, strict=True)]
+        else:
+            ddowns = (lows.mT @ x).to(ups[0].dtype).split(ctx.ranks)
+        return dx, None, None, None, *ddowns, *dups, *dsizes
 
 
 def scaled(x: Tensor, by: Tensor) -> Tensor:
@@ -200,8 +212,7 @@ class One:
     def applies(self, x: Tensor) -> bool:
         """Whether in this moment it is one plain active adapter, and computes in its base's dtype."""
         layer = self.module
-        active = not layer.disable_adapters and not layer.merged and list(layer.active_adapters) == [self.name]
-        plain = active and (not layer.training or isinstance(layer.lora_dropout[self.name], nn.Identity))
+        plain = not layer.disable_adapters and not layer.merged and list(layer.active_adapters) == [self.name]
         if plain and computed_in(x) is not self.frozen.dtype:
             say_once(f"layers of {self.frozen.dtype} stay peft's where {computed_in(x)} is computed".replace("torch.", ""))
             return False
@@ -210,6 +221,12 @@ class One:
     @property
     def name(self) -> str:
         return next(iter(self.module.lora_A))
+
+    @property
+    def rate(self) -> float:
+        """The share of its inputs that is dropped at the moment."""
+        drop = self.module.lora_dropout[self.name]
+        return drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
 
     def parameters(self) -> tuple[Tensor, Tensor, float, Tensor | None]:
         layer, name = self.module, self.name
@@ -244,12 +261,13 @@ class Group:
         if args or kwargs or not self.ones[number].applies(x):
             return self.ones[number].usual(x, *args, **kwargs)
         self.ready.clear()  # of an input that came to nothing
-        together = [i for i in range(len(self.ones)) if i == number or (number == 0 and self.ones[i].applies(x))]
+        rate = self.ones[number].rate
+        together = [i for i, one in enumerate(self.ones) if i == number or (number == 0 and one.rate == rate and one.applies(x))]
         found = [self.ones[i].parameters() for i in together]
         downs, ups, scales, sizes = zip(*found, strict=True)
         computed = computed_in(x)
         with torch.autocast(x.device.type, enabled=False):  # all is of the base's dtype, the norms of DoRA fp32
-            outs = Adapted.apply(x.to(computed), [self.ones[i].frozen for i in together], scales, *downs, *ups, *sizes)
+            outs = Adapted.apply(x.to(computed), [self.ones[i].frozen for i in together], scales, rate, *downs, *ups, *sizes)
         for i, out in zip(together, outs, strict=True):
             if i != number:
                 self.ready[i] = (x, out)
@@ -319,8 +337,8 @@ def unfit(layer: Any, kinds: tuple[type, ...]) -> str:
         return "more than one adapter"
     if any(parameter.requires_grad for parameter in base.parameters()):
         return "the base layer trains"
-    if not isinstance(layer.lora_dropout[names[0]], nn.Identity):
-        return "dropout"
+    if type(layer.lora_dropout[names[0]]) not in (nn.Identity, nn.Dropout):
+        return "its dropout is another's"
     if layer.lora_B[names[0]].bias is not None:
         return "B has a bias"
     if getattr(layer, "fan_in_fan_out", False) or "forward" in vars(layer):
@@ -328,4 +346,6 @@ def unfit(layer: Any, kinds: tuple[type, ...]) -> str:
     variant = layer.lora_variant.get(names[0])
     if variant is not None and not isinstance(variant, DoraLinearVariant):
         return f"the variant {type(variant).__name__}"
+    if variant is not None and not isinstance(layer.lora_dropout[names[0]], nn.Identity):
+        return "DoRA with dropout"
     return ""

@@ -101,9 +101,42 @@ def test_updates_of_the_first_steps_are_not_rounded_away(bias):
         return [float(((found.detach().float() - zero) * update).sum() / update.square().sum()) for found, zero, update in both]
 
     given = x.clone().requires_grad_()
-    (ours,) = Adapted.apply(given, [Frozen(base)], [2.0], a, b, None)
+    (ours,) = Adapted.apply(given, [Frozen(base)], [2.0], 0.0, a, b, None)
     assert arrived(ours, given) == pytest.approx([1, 1], abs=0.1)
     assert max(arrived(model(given), given)) < 0.7, "peft loses nothing: what is this for?"
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["k_proj", "v_proj", "down_proj"]])
+def test_dropout_is_pefts(targets):
+    """The same inputs are dropped, each layer's own, in training alone; what is drawn comes from torch's generator in peft's order."""
+    model = adapted(lora_dropout=0.3, target_modules=targets).train()
+    torch.manual_seed(7)
+    loss, wanted = gradients(model)
+    installed = install(model)
+    assert installed.on and not installed.off
+    torch.manual_seed(7)
+    ours, got = gradients(model)
+    torch.testing.assert_close(ours, loss)
+    for name, gradient in got.items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    assert not torch.isclose(gradients(model)[0], loss), "nothing is drawn anew"
+    model.eval()
+    assert gradients(model)[0] == gradients(model)[0]
+    installed.undo()
+
+
+def test_dropout_is_drawn_again_where_activations_are_recomputed():
+    model = adapted(lora_dropout=0.3).train()
+    install(model)
+    torch.manual_seed(7)
+    loss, wanted = gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    torch.manual_seed(7)
+    again, got = gradients(model)
+    assert again == loss
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, wanted[name])
 
 
 def calls_of_peft(model):
@@ -202,7 +235,7 @@ def test_the_adapter_can_be_switched_off():
     assert not torch.equal(model(input_ids=IDS).logits, wanted)
 
 
-@pytest.mark.parametrize(("settings", "reason"), [({"lora_dropout": 0.1}, "dropout"), ({"lora_bias": True}, "bias")])
+@pytest.mark.parametrize(("settings", "reason"), [({"lora_dropout": 0.1, "use_dora": True}, "DoRA with dropout"), ({"lora_bias": True}, "bias")])
 def test_what_it_is_not_for_stays_pefts(settings, reason):
     installed = install(adapted(**settings))
     assert not installed.on and reason in installed.off[0]

@@ -40,19 +40,20 @@ def shaped(adapter: LoRA, shape: Shape, *, dora: bool = False) -> Shape:
     if adapter.bias == "all":
         trained += shape.layers * shape.biases
     drops = adapter.dropout > 0
-    return replace(shape, trained=trained, output_kept="o_proj" in found and not drops, dropout=shape.dropout or drops)
+    return replace(shape, trained=trained, output_kept="o_proj" in found, dropout=shape.dropout or drops)
 
 
 def memory(adapter: LoRA, shape: Shape, *, dora: bool = False) -> dict[str, int]:
     """Bytes by kind; adapters and their gradients are float32."""
     found, e, r = adapted(adapter, shape), shape.compute, adapter.r
-    fused = "lora" in shape.fused and not adapter.dropout and shape.packed != 8
+    fused = "lora" in shape.fused and not (dora and adapter.dropout) and shape.packed != 8
     groups = [[name for name in names if name in found] for names in (*SIBLINGS, ("o_proj",), ("down_proj",))]
     inputs = [found[names[0]][0] for names in groups if names and names != ["o_proj"]]  # its input is the attention's output
     outputs = sum(o for _, o in found.values())
     once = 0
     if fused:
         kept = e * sum(inputs) + e * r * len(found) + e * outputs * dora
+        kept += sum(i for i, _ in found.values()) * (adapter.dropout > 0)  # which of its inputs a layer drops
         once = sum(e * r * sum(found[name][0] for name in names) for names in groups if len(names) > 1 or e != 4)  # the A's as one matrix
     elif adapter.dropout:
         noise = 4 if shape.device == "cpu" else 1

@@ -1,8 +1,9 @@
-"""Does ftx learn what plain TRL learns? Both take the same steps on snips and answer the same held-out requests; writes docs/benchmarks.md.
+"""Does ftx learn what plain TRL learns, and in bfloat16 what it learns in float32? The same steps on snips, the same held-out requests;
+writes docs/benchmarks.md.
 
 `learned.py [--steps N] [--questions N]`: LoRA, 16 rows a step, a process for each side. Compared are the mean loss of the last ten steps
-(within 2 %, or the status is 1) and the exact match, by one evaluator. TRL recomputes activations as it comes, and takes bfloat16 where
-ftx does.
+(ftx's above none of the others by more than 2 %, or the status is 1) and the scores, by one evaluator. TRL recomputes activations as it
+comes, and takes bfloat16 where ftx does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -23,6 +23,7 @@ from run import DATA, REPO, measure, processor, replace
 from ftx.device import best_dtype
 
 MARKS = "<!-- learned: begin -->", "<!-- learned: end -->"
+SIDES = {"ftx": (), "ftx, float32": ("--dtype", "float32"), "TRL": ()}
 #: Tokens of an answer.
 LONGEST_ANSWER = 128
 
@@ -41,14 +42,14 @@ def main() -> None:
         train, held_out = work / "snips-train.jsonl", work / "some-validation.jsonl"
         lines = (work / "snips-validation.jsonl").read_text("utf-8").splitlines(keepends=True)
         held_out.write_text("".join(lines[:: len(lines) // asked.questions][: asked.questions]), encoding="utf-8")
-        sides = {side: learned(side, train, held_out, asked.steps, work / side) for side in ("ftx", "TRL")}
+        sides = {side: learned(side, train, held_out, asked.steps, work / side) for side in SIDES}
     write_page(sides, asked)
 
 
 def learned(side: str, data: Path, held_out: Path, steps: int, work: Path) -> dict:
     """A side's losses, and metric -> score of its tuned model; TRL's adapter answers through ftx's generator, judged by the same evaluator."""
     asked = ("--eval-data", held_out, "--allow-overlap", "--evaluator", "exact-match", "-o", f"exact-match.max_new_tokens={LONGEST_ANSWER}")
-    losses = measure(side, "snips", "lora", data, steps, work, asked)["losses"]
+    losses = measure(side.partition(",")[0], "snips", "lora", data, steps, work, (*asked, *SIDES[side]))["losses"]
     if side == "TRL":
         return {"losses": losses, "scores": judge(work, held_out)}
     scores = json.loads((work / "run" / "scores.json").read_text())
@@ -87,8 +88,8 @@ def write_page(sides: dict[str, dict], asked: argparse.Namespace) -> None:
         *(f"| {name} | {final[name]:.4f} | {cell(side['scores']['exact_match'])} | {cell(side['scores']['field_f1'])} |" for name, side in sides.items()),
     ]
     replace(MARKS, lines)
-    if not math.isclose(final["ftx"], final["TRL"], rel_tol=0.02):
-        sys.exit("the losses differ by more than 2 %")
+    if final["ftx"] > 1.02 * min(final.values()):
+        sys.exit("ftx's loss is more than 2 % above another's")
 
 
 def cell(score: dict) -> str:
