@@ -128,8 +128,8 @@ def quantization_config(run: Run) -> Any:
 def base_dtype(run: Run) -> torch.dtype | None:
     """The dtype of the base's weights as they are loaded, where it is not the run's. Owner: the adapter, which may lack it.
 
-    For weights that train: those that are rounded to the run's dtype first lie in the middle of what is rounded to them,
-    and steps smaller than its spacing change no number that is computed with.
+    For weights that train: of those that were rounded to the run's dtype first, a step below half of its spacing there changes no
+    number that is computed with. Must agree with `Shape.loaded` as the adapter's `plan_shape` leaves it.
     """
 
 

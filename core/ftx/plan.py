@@ -129,7 +129,7 @@ def generating(run: Run, shape: Shape) -> int:
         return 0
     width = shape.longest + longest
     rows = max(1, min(GENERATED_ROWS, GENERATED_TOKENS // max(1, width)))
-    size: int = rows * (width * shape.layers * 2 * shape.keys * shape.compute + shape.vocabulary * (shape.compute + 4))
+    size: int = rows * (width * shape.layers * 2 * shape.keys * shape.loaded + shape.vocabulary * (shape.loaded + 4))
     return size
 
 

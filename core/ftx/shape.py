@@ -59,7 +59,7 @@ class Shape:
 
     device: str = "cpu"
     loaded: int = 4
-    """Bytes of a number of the base as it is loaded."""
+    """Bytes of a number of the base as it is loaded. An adapter that has `base_dtype` says so."""
     compute: int = 4
     """Bytes of a number that a layer computes."""
     counted: int = 0

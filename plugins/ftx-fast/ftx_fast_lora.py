@@ -85,12 +85,11 @@ class Adapted(torch.autograd.Function):
         x = x.reshape(-1, x.shape[-1])
         down = torch.cat([a.to(x.dtype) for a in downs]) if n > 1 else downs[0].to(x.dtype)
         ranks = [len(a) for a in downs]
-        gone = [torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - rate).logical_not_() for _ in frozen] if rate else []
-        low = torch.cat([x.masked_fill(out, 0) @ a.mT for out, a in zip(gone, down.split(ranks), strict=True)], 1) if gone else x @ down.mT
+        masks = [torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - rate).logical_not_() for _ in frozen] if rate else []  # drawn as peft does
+        low = torch.cat([x.masked_fill(mask, 0) @ a.mT for mask, a in zip(masks, down.split(ranks), strict=True)], 1) if masks else x @ down.mT
         outs, kept = [], []
         for layer, scale, b, size, part in zip(frozen, scales, ups, sizes, low.split(ranks, 1), strict=True):
-            out = part @ b.mul(scale).to(x.dtype).mT
-            out.addmm_(x, layer.weight(x.dtype).mT)
+            out = added(part @ b.mul(scale).to(x.dtype).mT, x, layer)
             if size is not None:
                 a = downs[len(outs)]
                 norm = norms(layer, a, b, scale)
@@ -99,8 +98,8 @@ class Adapted(torch.autograd.Function):
             if (bias := layer.bias(x.dtype)) is not None:
                 out += bias
             outs.append(out.view(*ctx.shape[:-1], -1))
-        ctx.ranks, ctx.drops = ranks, bool(gone)
-        ctx.save_for_backward(x, low, down, *ups, *sizes, *(gone or kept))
+        ctx.ranks, ctx.masks = ranks, len(masks)
+        ctx.save_for_backward(x, low, down, *ups, *sizes, *masks, *kept)
         return tuple(outs)
 
     @staticmethod
@@ -108,15 +107,13 @@ class Adapted(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, low, down, *rest = ctx.saved_tensors
         n = len(ctx.frozen)
-        ups, sizes, kept = rest[:n], rest[n : 2 * n], iter(rest[2 * n :])
-        gone = list(kept) if ctx.drops else []
+        ups, sizes, masks, kept = rest[:n], rest[n : 2 * n], rest[2 * n : 2 * n + ctx.masks], iter(rest[2 * n + ctx.masks :])
         lows = torch.empty_like(low)
+        low_parts = lows.split(ctx.ranks, 1)
         dups: list[Tensor] = []
         dsizes: list[Tensor | None] = []
-        own: list[Tensor] = []
-        """Of x W^T of each layer."""
-        parts = zip(ctx.scales, ups, sizes, grads, low.split(ctx.ranks, 1), lows.split(ctx.ranks, 1), strict=True)
-        for scale, b, size, grad, part, into in parts:
+        plain_grads: list[Tensor] = []  # of x W^T + s (d(x) A^T) B^T
+        for scale, b, size, grad, part, into in zip(ctx.scales, ups, sizes, grads, low.split(ctx.ranks, 1), low_parts, strict=True):
             grad = grad.reshape(len(x), -1)
             if size is None:
                 dsizes.append(None)
@@ -126,23 +123,22 @@ class Adapted(torch.autograd.Function):
                 dsizes.append((along / norm).to(size.dtype))
             torch.mm(grad, b.mul(scale).to(x.dtype), out=into) if into.is_contiguous() else into.copy_(grad @ b.mul(scale).to(x.dtype))
             dups.append((grad.mT @ part).to(b.dtype).mul_(scale))
-            own.append(grad)
+            plain_grads.append(grad)
         dx: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            if gone:
-                dx = torch.zeros_like(x)
-                for part, a, out in zip(lows.split(ctx.ranks, 1), down.split(ctx.ranks), gone, strict=True):
-                    dx += (part @ a).masked_fill_(out, 0)
-            else:
-                dx = lows @ down
-            for layer, grad in zip(ctx.frozen, own, strict=True):
+            dx = torch.zeros_like(x) if masks else lows @ down
+            for mask, part, a in zip(masks, low_parts, down.split(ctx.ranks), strict=bool(masks)):
+                dx += (part @ a).masked_fill_(mask, 0)
+            for layer, grad in zip(ctx.frozen, plain_grads, strict=True):
                 dx.addmm_(grad, layer.weight(x.dtype))
             dx = dx.view(ctx.shape)
-        if gone:
-            ddowns = [(part.mT @ x.masked_fill(out, 0)).to(ups[0].dtype) for part, out in zip(lows.split(ctx.ranks, 1), gone, strict=True)]
-        else:
-            ddowns = (lows.mT @ x).to(ups[0].dtype).split(ctx.ranks)
-        return dx, None, None, None, *ddowns, *dups, *dsizes
+        ddowns = [part.mT @ x.masked_fill(mask, 0) for part, mask in zip(low_parts, masks, strict=True)] if masks else (lows.mT @ x).split(ctx.ranks)
+        return dx, None, None, None, *(ddown.to(ups[0].dtype) for ddown in ddowns), *dups, *dsizes
+
+
+def added(update: Tensor, x: Tensor, layer: Frozen) -> Tensor:
+    """`update` [n, out], written over, and x [n, in] W^T in one sum, rounded once."""
+    return update.addmm_(x, layer.weight(x.dtype).mT)
 
 
 def scaled(x: Tensor, by: Tensor) -> Tensor:
@@ -218,6 +214,18 @@ class One:
             return False
         return plain
 
+    def base(self, x: Tensor) -> Tensor:
+        """x [..., in] -> what the layer gives while its update is 0, to the bit: the order of sums is the same."""
+        layer, rows = self.frozen, x.reshape(-1, x.shape[-1])
+        out = added(rows.new_zeros(len(rows), self.module.out_features), rows, layer)
+        if (bias := layer.bias(x.dtype)) is not None:
+            out += bias
+        return out.view(*x.shape[:-1], -1)
+
+    def is_off(self, x: Tensor) -> bool:
+        """Whether the adapter is switched off and the layer only asked for numbers, as DPO asks for its reference."""
+        return self.module.disable_adapters and not self.module.merged and not torch.is_grad_enabled() and computed_in(x) is self.frozen.dtype
+
     @property
     def name(self) -> str:
         return next(iter(self.module.lora_A))
@@ -258,11 +266,15 @@ class Group:
         given, out = self.ready.pop(number, (None, None))
         if given is x and out is not None:
             return out
-        if args or kwargs or not self.ones[number].applies(x):
-            return self.ones[number].usual(x, *args, **kwargs)
+        one = self.ones[number]
+        if not args and not kwargs and one.is_off(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return one.base(x.to(one.frozen.dtype))
+        if args or kwargs or not one.applies(x):
+            return one.usual(x, *args, **kwargs)
         self.ready.clear()  # of an input that came to nothing
-        rate = self.ones[number].rate
-        together = [i for i, one in enumerate(self.ones) if i == number or (number == 0 and one.rate == rate and one.applies(x))]
+        rate = one.rate
+        together = [i for i, other in enumerate(self.ones) if i == number or (number == 0 and other.rate == rate and other.applies(x))]
         found = [self.ones[i].parameters() for i in together]
         downs, ups, scales, sizes = zip(*found, strict=True)
         computed = computed_in(x)
@@ -337,8 +349,9 @@ def unfit(layer: Any, kinds: tuple[type, ...]) -> str:
         return "more than one adapter"
     if any(parameter.requires_grad for parameter in base.parameters()):
         return "the base layer trains"
-    if type(layer.lora_dropout[names[0]]) not in (nn.Identity, nn.Dropout):
-        return "its dropout is another's"
+    drop = layer.lora_dropout[names[0]]
+    if type(drop) not in (nn.Identity, nn.Dropout) or getattr(drop, "p", 0) >= 1:
+        return "a dropout of another kind"
     if layer.lora_B[names[0]].bias is not None:
         return "B has a bias"
     if getattr(layer, "fan_in_fan_out", False) or "forward" in vars(layer):
@@ -346,6 +359,6 @@ def unfit(layer: Any, kinds: tuple[type, ...]) -> str:
     variant = layer.lora_variant.get(names[0])
     if variant is not None and not isinstance(variant, DoraLinearVariant):
         return f"the variant {type(variant).__name__}"
-    if variant is not None and not isinstance(layer.lora_dropout[names[0]], nn.Identity):
+    if variant is not None and getattr(drop, "p", 0):
         return "DoRA with dropout"
     return ""

@@ -59,15 +59,17 @@ def test_gradients_of_each_parameter(dora, targets):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_in_bf16_no_further_from_fp32_than_peft(dora):
-    model = adapted(torch.bfloat16, layers=12, size=0.1, use_dora=dora)  # deep, as where it matters: errors add up
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_dropout": 0.2}], ids=str)
+def test_in_bf16_no_further_from_fp32_than_peft(settings):
+    model = adapted(torch.bfloat16, layers=12, size=0.1, **settings)  # deep, as where it matters: errors add up
     wide, away = copy.deepcopy(model).float(), {"theirs": 0.0, "ours": 0.0}
     for seed in range(4):
         ids = torch.randint(60, (3, 11), generator=torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed)
         _, truth = gradients(wide, ids)
         for side in away:
             installed = install(model) if side == "ours" else None
+            torch.manual_seed(seed)
             _, found = gradients(model, ids)
             away[side] += sum(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth)
             if installed:
@@ -108,8 +110,11 @@ def test_updates_of_the_first_steps_are_not_rounded_away(bias):
 
 @pytest.mark.parametrize("targets", ["all-linear", ["k_proj", "v_proj", "down_proj"]])
 def test_dropout_is_pefts(targets):
-    """The same inputs are dropped, each layer's own, in training alone; what is drawn comes from torch's generator in peft's order."""
+    """The same inputs are dropped, each layer's own, in training alone; what is drawn comes from torch's generator in peft's order (on a
+    CPU; on a GPU dropout has a way of its own to draw)."""
     model = adapted(lora_dropout=0.3, target_modules=targets).train()
+    calm = gradients(model.eval())[0]
+    model.train()
     torch.manual_seed(7)
     loss, wanted = gradients(model)
     installed = install(model)
@@ -120,9 +125,7 @@ def test_dropout_is_pefts(targets):
     for name, gradient in got.items():
         assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
     assert not torch.isclose(gradients(model)[0], loss), "nothing is drawn anew"
-    model.eval()
-    assert gradients(model)[0] == gradients(model)[0]
-    installed.undo()
+    torch.testing.assert_close(gradients(model.eval())[0], calm)
 
 
 def test_dropout_is_drawn_again_where_activations_are_recomputed():
@@ -232,7 +235,23 @@ def test_the_adapter_can_be_switched_off():
     install(model)
     with model.disable_adapter():
         assert torch.equal(model(input_ids=IDS).logits, wanted)
+        with torch.no_grad():
+            torch.testing.assert_close(model(input_ids=IDS).logits, wanted)
     assert not torch.equal(model(input_ids=IDS).logits, wanted)
+
+
+def starts_at_its_base(model, device="cpu"):
+    """DPO's first rewards are 0: the reference is the layer that is switched off, and its sums are taken in the same order."""
+    install(model)
+    with torch.no_grad():
+        on = model(input_ids=IDS.to(device)).logits
+        with model.disable_adapter():
+            assert torch.equal(model(input_ids=IDS.to(device)).logits, on)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_starts_at_its_base_to_the_bit(dtype):
+    starts_at_its_base(adapted(dtype, init_lora_weights=True))
 
 
 @pytest.mark.parametrize(("settings", "reason"), [({"lora_dropout": 0.1, "use_dora": True}, "DoRA with dropout"), ({"lora_bias": True}, "bias")])
@@ -241,7 +260,7 @@ def test_what_it_is_not_for_stays_pefts(settings, reason):
     assert not installed.on and reason in installed.off[0]
 
 
-def four_bits(dora, dtype=torch.float32, device="cpu"):
+def four_bits(dora, dtype=torch.float32, device="cpu", dropout=0.0):
     """QLoRA whose weights are the same in each dtype that they are unpacked to."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
@@ -253,16 +272,18 @@ def four_bits(dora, dtype=torch.float32, device="cpu"):
                 quantised.load_state_dict(layer.state_dict())
                 setattr(parent, name, quantised.to(dtype).to(device))
     torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora, task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora, lora_dropout=dropout, task_type="CAUSAL_LM")
     return get_peft_model(model.to(device), config)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_four_bits(dora):
-    model = four_bits(dora)
+@pytest.mark.parametrize(("dora", "dropout"), [(False, 0.0), (True, 0.0), (False, 0.3)])
+def test_four_bits(dora, dropout):
+    model = four_bits(dora, dropout=dropout)
+    torch.manual_seed(7)
     loss, wanted = gradients(model)
     installed = install(model)
     assert installed.on and not installed.off
+    torch.manual_seed(7)
     ours, got = gradients(model)
     torch.testing.assert_close(ours, loss)
     for name, gradient in got.items():
@@ -301,8 +322,28 @@ def test_on_cuda(dora):
     torch.testing.assert_close(ours, loss)
     for name, gradient in got.items():
         assert gradient.is_cuda and (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    starts_at_its_base(adapted(torch.bfloat16, init_lora_weights=True).cuda(), "cuda")
     half = adapted(torch.bfloat16, size=0.1, use_dora=dora).cuda()
     no_further(copy.deepcopy(half).float(), half, "cuda")
+
+
+@pytest.mark.gpu
+def test_dropout_on_cuda(monkeypatch):
+    """Beside a peft that draws as ours does."""
+
+    def drawn(self, x):
+        return x.masked_fill(torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p).logical_not_(), 0) / (1 - self.p) if self.training else x
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", drawn)
+    model = adapted(lora_dropout=0.3).cuda().train()
+    torch.manual_seed(7)
+    loss, wanted = gradients(model, IDS.cuda())
+    install(model)
+    torch.manual_seed(7)
+    ours, got = gradients(model, IDS.cuda())
+    torch.testing.assert_close(ours, loss)
+    for name, gradient in got.items():
+        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
 
 
 @pytest.mark.gpu

@@ -74,13 +74,15 @@ class Full:
 
     @hookimpl
     def load_adapted(self, base: PreTrainedModel, path: Path, run: Run) -> PreTrainedModel:
-        """The model in `path`, in float32, on the base's device; the base itself is not used up.
+        """The model in `path`, in float32, on the base's device, whose weights are given up first: two would not fit where one does.
 
         transformers reads it, because the names on disk may differ from those in memory (mixtures of experts).
         Raises RunError for missing, unexpected or misshapen weights: transformers alone would fill them in at random.
         """
         if not (path / "config.json").is_file():
             raise RunError(f"{path} holds no model (no config.json).", "It must come from a run with --adapter full.")
+        device = base.device
+        base.to("meta")
         model, info = type(base).from_pretrained(
             path,
             dtype=_float32(),
@@ -97,7 +99,7 @@ class Full:
         for what, names in wrong.items():
             if names:
                 raise RunError(f"{path}: {len(names)} {what} weights, such as {min(names)}.", "Start from the model that this run started from.")
-        return model.to(base.device).eval()
+        return model.to(device).eval()
 
     @hookimpl
     def merge_adapted(self, model: PreTrainedModel, run: Run) -> PreTrainedModel:

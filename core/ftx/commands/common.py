@@ -62,7 +62,7 @@ def recipe_options(command: Any) -> Any:
             click.option("-o", "--option", "assignments", metavar="STAGE.K=V", multiple=True, help="An option of a plugin; repeatable."),
             click.option("--from", "start", metavar="RUN", help="Start from an earlier run's model."),
             click.option("--seed", type=int, metavar="N", help="Seed (default: 42)."),
-            click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Precision of the base model (default: auto)."),
+            click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="What the model computes in (default: auto)."),
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where it runs (default: auto)."),
             click.option("--skip-bad-rows", is_flag=True, default=None, help="Drop rows that cannot be used into the ledger."),
             click.option("--allow-truncation", is_flag=True, default=None, help="Let answers be cut at max_length."),
