@@ -22,7 +22,7 @@ from ftx.run import Run
 from ftx_fast import PARTS
 
 #: Two adapters whose bases differ, both trainers, both ways of keeping activations; with the accumulation.
-CASES = [("dora", "dpo", True, 2), ("qlora", "sft", True, 1)]
+CASES = [("dora", "dpo", True, 2), ("qlora", "sft", True, 1), ("lora with dropout", "sft", False, 1)]
 #: The others, in the heavy suite.
 MORE = [("lora", "sft", False, 2), ("full", "dpo", False, 1), ("qlora", "dpo", False, 1), ("full", "sft", True, 2)]
 
@@ -76,7 +76,15 @@ def shared():
 def planned(path, adapter="lora", trainer="sft", checkpointing=False, accumulation=1, alike=()):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "gradient_checkpointing": checkpointing}
     options |= {"fast": [part for part in PARTS if part != "products"]}  # oneDNN's workspace is memory too, and no trace sees it
-    recipe = Recipe(data="-", formatter=Choice("auto"), adapter=Choice(adapter), trainer=Choice(trainer, options), dtype="float32", device="cpu")
+    name, _, drops = adapter.partition(" with ")
+    recipe = Recipe(
+        data="-",
+        formatter=Choice("auto"),
+        adapter=Choice(name, {"dropout": 0.1} if drops else {}),
+        trainer=Choice(trainer, options),
+        dtype="float32",
+        device="cpu",
+    )
     sides = 2 if trainer == "dpo" else 1
     run = Run(recipe=recipe, ledger=Ledger(), dtype=torch.float32, model=str(path), model_path=path, say=lambda line: None)
     planner = Planner(Catalogue(), run, Machine("cpu", None, True), path, Rows([(60,) * sides, (50,) * sides] * 2, [20 * sides] * 4, *alike))
