@@ -41,18 +41,26 @@ def gradients(model, ids=IDS):
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def installed_as_peft(model, ids=IDS):
+    """Install, and hold loss and gradients against peft's own, with the same random numbers: (loss, gradients, what is installed)."""
+    torch.manual_seed(7)
+    loss, wanted = gradients(model, ids)
+    installed = install(model)
+    assert installed.on and not installed.off
+    torch.manual_seed(7)
+    ours, got = gradients(model, ids)
+    torch.testing.assert_close(ours, loss)
+    assert got.keys() == wanted.keys()
+    for name, gradient in got.items():
+        assert gradient.device == ids.device and (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    return loss, wanted, installed
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("targets", ["all-linear", ["k_proj", "v_proj", "down_proj"], ["up_proj"]])
 def test_gradients_of_each_parameter(dora, targets):
     model = adapted(use_dora=dora, target_modules=targets)
-    loss, wanted = gradients(model)
-    installed = install(model)
-    assert installed.on and not installed.off
-    ours, got = gradients(model)
-    torch.testing.assert_close(ours, loss)
-    assert got.keys() == wanted.keys()
-    for name, gradient in got.items():
-        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    loss, wanted, installed = installed_as_peft(model)
     installed.undo()
     again, after = gradients(model)
     assert again == loss and all(torch.equal(after[name], wanted[name]) for name in wanted)
@@ -114,16 +122,7 @@ def test_dropout_is_pefts(targets):
     CPU; on a GPU dropout has a way of its own to draw)."""
     model = adapted(lora_dropout=0.3, target_modules=targets).train()
     calm = gradients(model.eval())[0]
-    model.train()
-    torch.manual_seed(7)
-    loss, wanted = gradients(model)
-    installed = install(model)
-    assert installed.on and not installed.off
-    torch.manual_seed(7)
-    ours, got = gradients(model)
-    torch.testing.assert_close(ours, loss)
-    for name, gradient in got.items():
-        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    loss, _, _ = installed_as_peft(model.train())
     assert not torch.isclose(gradients(model)[0], loss), "nothing is drawn anew"
     torch.testing.assert_close(gradients(model.eval())[0], calm)
 
@@ -278,16 +277,7 @@ def four_bits(dora, dtype=torch.float32, device="cpu", dropout=0.0):
 
 @pytest.mark.parametrize(("dora", "dropout"), [(False, 0.0), (True, 0.0), (False, 0.3)])
 def test_four_bits(dora, dropout):
-    model = four_bits(dora, dropout=dropout)
-    torch.manual_seed(7)
-    loss, wanted = gradients(model)
-    installed = install(model)
-    assert installed.on and not installed.off
-    torch.manual_seed(7)
-    ours, got = gradients(model)
-    torch.testing.assert_close(ours, loss)
-    for name, gradient in got.items():
-        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    installed_as_peft(four_bits(dora, dropout=dropout))
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -314,14 +304,7 @@ def no_further(exact, model, device="cpu"):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dora", [False, True])
 def test_on_cuda(dora):
-    model = adapted(use_dora=dora).cuda()
-    loss, wanted = gradients(model, IDS.cuda())
-    installed = install(model)
-    ours, got = gradients(model, IDS.cuda())
-    installed.undo()
-    torch.testing.assert_close(ours, loss)
-    for name, gradient in got.items():
-        assert gradient.is_cuda and (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    installed_as_peft(adapted(use_dora=dora).cuda(), IDS.cuda())
     starts_at_its_base(adapted(torch.bfloat16, init_lora_weights=True).cuda(), "cuda")
     half = adapted(torch.bfloat16, size=0.1, use_dora=dora).cuda()
     no_further(copy.deepcopy(half).float(), half, "cuda")
@@ -335,15 +318,7 @@ def test_dropout_on_cuda(monkeypatch):
         return x.masked_fill(torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p).logical_not_(), 0) / (1 - self.p) if self.training else x
 
     monkeypatch.setattr(torch.nn.Dropout, "forward", drawn)
-    model = adapted(lora_dropout=0.3).cuda().train()
-    torch.manual_seed(7)
-    loss, wanted = gradients(model, IDS.cuda())
-    install(model)
-    torch.manual_seed(7)
-    ours, got = gradients(model, IDS.cuda())
-    torch.testing.assert_close(ours, loss)
-    for name, gradient in got.items():
-        assert (gradient - wanted[name]).norm() <= 1e-5 * wanted[name].norm(), name
+    installed_as_peft(adapted(lora_dropout=0.3).cuda().train(), IDS.cuda())
 
 
 @pytest.mark.gpu
