@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console as Rich
 
 from ftx.console import Console, Progress, clock, score_table
-from ftx.panel import sparkline
+from ftx.panel import TrainingPanel, sparkline
 from ftx.run import Score
 
 
@@ -51,11 +51,11 @@ def screen_of(seen: bytes, columns: int) -> list[str]:
 
 
 def test_on_a_terminal_there_is_a_live_panel(toy_run, tmp_path):
-    """In a real pseudo-terminal: step, time left, loss and its sparkline, tokens a second and memory, rewritten in place."""
+    """In a real pseudo-terminal: step, loss and its sparkline, tokens a second and memory, rewritten in place."""
     status, seen = on_a_terminal(toy_run("-o", "trainer.logging_steps=1"))
     text = seen.decode("utf-8", "replace")
     assert status == 0, text
-    assert "━" in text and "loss " in text and "tokens/s" in text and "6/6" in text and "0:00:0" in text and " left" in text
+    assert "━" in text and "loss " in text and "tokens/s" in text and "6/6" in text and "0:00:" in text
     assert COLOUR.search(seen) and str(tmp_path / "run") in text
     lines = screen_of(seen, 100)
     drawn = [line for line in lines if line.startswith(("╭", "│", "╰"))]
@@ -143,6 +143,20 @@ def test_what_did_not_end_is_drawn_no_more():
 )
 def test_a_sparkline(values, width, expected):
     assert sparkline(values, width) == expected
+
+
+def test_the_panel_says_how_long_it_will_take():
+    """Drawn in the middle of a training; a short one may be over before it is drawn a second time."""
+    console = Console()
+    console.rich = Rich(file=io.StringIO(), force_terminal=True, width=80)
+    panel = TrainingPanel(console, "step", 6, 0, None, resident=True)
+    try:
+        panel.started -= 20
+        panel.update(2, loss=1.5)
+        console.rich.print(panel.drawn())
+    finally:
+        panel.end()
+    assert re.search(r"step 2/6 .* 0:00:4\d left", console.rich.file.getvalue())
 
 
 def test_the_time_left_is_that_of_this_process():

@@ -285,7 +285,8 @@ def test_an_answer_that_todays_parser_cannot_read_is_asked_again(run, tmp_path):
 
 
 ELSEWHERE = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its children
 sys.path.insert(0, {here!r})
 from ftx.ledger import Ledger; from ftx.recipe import Recipe; from ftx.run import Run
 from ftx_llm_judge_asking import Judge
