@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ftx_fast_lora import Adapted, Frozen, install, scaled, scaled_back
+from ftx_fast_lora import DRAWS, Adapted, Frozen, dropped, install, scaled, scaled_back
 
 CONFIG = LlamaConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=60, attention_bias=True, pad_token_id=0
@@ -68,7 +68,7 @@ def test_gradients_of_each_parameter(dora, targets):
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"lora_dropout": 0.2}], ids=str)
-def test_in_bf16_no_further_from_fp32_than_peft(settings):
+def test_in_bf16_no_further_from_fp32_than_peft(drawn_alike, settings):
     model = adapted(torch.bfloat16, layers=12, size=0.1, **settings)  # deep, as where it matters: errors add up
     wide, away = copy.deepcopy(model).float(), {"theirs": 0.0, "ours": 0.0}
     for seed in range(4):
@@ -116,15 +116,39 @@ def test_updates_of_the_first_steps_are_not_rounded_away(bias):
     assert max(arrived(model(given), given)) < 0.7, "peft loses nothing: what is this for?"
 
 
+@pytest.fixture
+def drawn_alike(monkeypatch):
+    """peft drops what ours drops: its own dropout draws otherwise, in the same order."""
+
+    def forward(self, x):
+        rate = round(self.p * DRAWS) / DRAWS
+        return x.masked_fill(dropped(x, rate), 0) / (1 - rate) if self.training else x
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", forward)
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["k_proj", "v_proj", "down_proj"]])
-def test_dropout_is_pefts(targets):
-    """The same inputs are dropped, each layer's own, in training alone; what is drawn comes from torch's generator in peft's order (on a
-    CPU; on a GPU dropout has a way of its own to draw)."""
+def test_dropout(drawn_alike, targets):
+    """Each layer's own inputs are dropped, in training alone."""
     model = adapted(lora_dropout=0.3, target_modules=targets).train()
     calm = gradients(model.eval())[0]
     loss, _, _ = installed_as_peft(model.train())
     assert not torch.isclose(gradients(model)[0], loss), "nothing is drawn anew"
     torch.testing.assert_close(gradients(model.eval())[0], calm)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
+def test_what_is_dropped(rate):
+    x = torch.empty(1001, 173)
+    torch.manual_seed(3)
+    first, second = dropped(x, round(rate * DRAWS) / DRAWS), dropped(x, round(rate * DRAWS) / DRAWS)
+    sure = 5 * (rate * (1 - rate) / x.numel()) ** 0.5
+    for mask in (first, second, first.roll(1, 0) ^ first.roll(1, 1)):  # neighbours in both directions have nothing to do with each other
+        expected = rate if mask is first or mask is second else 2 * rate * (1 - rate)
+        assert float(mask.float().mean()) == pytest.approx(expected, abs=2 * sure)
+    assert float((first & second).float().mean()) == pytest.approx(rate**2, abs=sure)
+    torch.manual_seed(3)
+    assert torch.equal(dropped(x, round(rate * DRAWS) / DRAWS), first)
 
 
 def test_dropout_is_drawn_again_where_activations_are_recomputed():
@@ -276,7 +300,7 @@ def four_bits(dora, dtype=torch.float32, device="cpu", dropout=0.0):
 
 
 @pytest.mark.parametrize(("dora", "dropout"), [(False, 0.0), (True, 0.0), (False, 0.3)])
-def test_four_bits(dora, dropout):
+def test_four_bits(drawn_alike, dora, dropout):
     installed_as_peft(four_bits(dora, dropout=dropout))
 
 
@@ -311,13 +335,7 @@ def test_on_cuda(dora):
 
 
 @pytest.mark.gpu
-def test_dropout_on_cuda(monkeypatch):
-    """Beside a peft that draws as ours does."""
-
-    def drawn(self, x):
-        return x.masked_fill(torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p).logical_not_(), 0) / (1 - self.p) if self.training else x
-
-    monkeypatch.setattr(torch.nn.Dropout, "forward", drawn)
+def test_dropout_on_cuda(drawn_alike):
     installed_as_peft(adapted(lora_dropout=0.3).cuda().train(), IDS.cuda())
 
 
