@@ -55,7 +55,7 @@ def test_on_a_terminal_there_is_a_live_panel(toy_run, tmp_path):
     status, seen = on_a_terminal(toy_run("-o", "trainer.logging_steps=1"))
     text = seen.decode("utf-8", "replace")
     assert status == 0, text
-    assert "━" in text and "loss " in text and "tokens/s" in text and "6/6" in text and "0:00:" in text
+    assert "━" in text and "loss " in text and "tokens/s" in text and "6/6" in text and "0:00:0" in text
     assert COLOUR.search(seen) and str(tmp_path / "run") in text
     lines = screen_of(seen, 100)
     drawn = [line for line in lines if line.startswith(("╭", "│", "╰"))]

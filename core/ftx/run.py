@@ -61,11 +61,12 @@ class Run:
     """One execution of a recipe: what every hook may read.
 
     `device` is "cpu" or "cuda"; `dtype` the torch dtype in which the model computes, and in which its base is loaded
-    unless the adapter says otherwise (`base_dtype`); `model` the portable reference of the base (hub id, name or path as the user
-    gave it), `model_path` the directory that it resolved to. `directory` is None until the run directory is written (formatting, encoding and the audit come
-    before it). `say` prints one line for the person at the terminal and into log.txt. `hooks` are the run's plugins, for
-    one that asks another: `run.hooks.hook.adapter_off(model=model, run=run)` gives DPO its reference. `notes` stand in the
-    manifest. `unwritten` is the core's own: (evaluator, phase) -> items that are not in the directory, or not yet.
+    unless the adapter says otherwise (`base_dtype`); `model` the portable reference of the base (hub id, name or path as
+    the user gave it), `model_path` the directory that it resolved to. `directory` is None until the run directory is
+    written (formatting, encoding and the audit come before it). `say` prints one line for the person at the terminal and
+    into log.txt. `hooks` are the run's plugins, for one that asks another: `run.hooks.hook.adapter_off(model=model,
+    run=run)` gives DPO its reference. `notes` stand in the manifest. `unwritten` is the core's own: (evaluator, phase) ->
+    items that are not in the directory, or not yet.
     """
 
     recipe: Recipe

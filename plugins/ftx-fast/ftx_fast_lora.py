@@ -94,7 +94,7 @@ class Adapted(torch.autograd.Function):
         outs, kept = [], []
         for layer, scale, b, size, part in zip(frozen, scales, ups, sizes, low.split(ranks, 1), strict=True):
             out = added(part @ b.mul(scale).to(x.dtype).mT, x, layer)
-            if size is not None:
+            if size is not None:  # nothing is dropped then: `scale` is s
                 a = downs[len(outs)]
                 norm = norms(layer, a, b, scale)
                 kept += [out, norm]

@@ -24,6 +24,7 @@ from run import DATA, REPO, measure, processor, replace
 from ftx.device import best_dtype
 
 MARKS = "<!-- learned: begin -->", "<!-- learned: end -->"
+#: Side -> further words for ftx.
 SIDES = {"ftx": (), "ftx, float32": ("--dtype", "float32"), "TRL": ()}
 #: Tokens of an answer.
 LONGEST_ANSWER = 128
