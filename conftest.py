@@ -17,18 +17,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the tests marked full (make full)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests that are not marked gpu compare to the bit with what a CPU computes: they, and the processes that they start, see no GPU."""
+    if not _wants_gpu(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    full, cuda = config.getoption("--full"), None
+    full, without = config.getoption("--full"), None
     for item in items:
         if item.get_closest_marker("full") and not full:
             item.add_marker(pytest.mark.skip(reason="a heavy test: give --full, or `make full`"))
         if item.get_closest_marker("gpu"):
-            cuda = _has_cuda() if cuda is None else cuda
-            if not cuda:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch finds none"))
+            without = _why_no_gpu(config) if without is None else without
+            if without:
+                item.add_marker(pytest.mark.skip(reason=without))
 
 
-def _has_cuda() -> bool:
+def _wants_gpu(config: pytest.Config) -> bool:
+    return "gpu" in config.getoption("markexpr").replace("not gpu", "")
+
+
+def _why_no_gpu(config: pytest.Config) -> str:
+    """Why a test marked gpu is skipped; empty where it is run."""
+    if not _wants_gpu(config):
+        return "needs a CUDA device: run `pytest -m gpu`"
     import torch
 
-    return torch.cuda.is_available()
+    return "" if torch.cuda.is_available() else "needs a CUDA device; torch finds none"

@@ -6,6 +6,7 @@ import itertools
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -105,6 +106,25 @@ def test_every_requirement_is_pinned_and_the_pin_fits():
         assert requirement.specifier.contains(version), f"{line}: constraints.txt has {version}"
     assert not any("+" in version for version in pinned.values()), "a local version such as +cpu is not to be had everywhere"
     assert not any(name.startswith("ftx") for name in pinned), "ours come from their directories"
+
+
+@pytest.mark.parametrize(("words", "passed"), [([], "2 passed, 1 skipped"), (["-m", "not gpu"], "2 passed"), (["-m", "gpu"], "1 skipped|1 passed")])
+def test_only_those_marked_gpu_see_a_gpu(words, passed, tmp_path, monkeypatch):
+    """A machine that has one runs the other tests, and the processes that they start, as one that has none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    shutil.copy(REPO / "conftest.py", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: one\n    full: one\n")
+    (tmp_path / "test_seen.py").write_text(
+        "import os, subprocess, sys, pytest\n"
+        "def test_here(): assert os.environ['CUDA_VISIBLE_DEVICES'] == ''\n"
+        "def test_in_a_process(): subprocess.run([sys.executable, '-c', 'import os; assert not os.environ[\"CUDA_VISIBLE_DEVICES\"]'], check=True)\n"
+        "@pytest.mark.gpu\n"
+        "def test_on_a_gpu(): assert os.environ['CUDA_VISIBLE_DEVICES'] == '0'\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert re.search(passed, done.stdout), done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    assert words or "run `pytest -m gpu`" in done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
