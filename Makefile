@@ -38,6 +38,7 @@ bench: $(VENV)/.ftx-testable
 bench-full: bench
 	$(BIN)/python tests/benchmarks/run.py --more
 	$(BIN)/python tests/benchmarks/levers.py
+	$(BIN)/python tests/benchmarks/choices.py
 	$(BIN)/python tests/benchmarks/learned.py
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/generation.py --prompts 200 --dtype float32 --one-by-one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,16 @@ def passes(trainer: Any, batch: dict[str, Any]) -> None:
 
 
 class Bare:
-    """A trainer's steps one at a time, so that they can be taken in turns with something else in one thread: all parts of ftx-fast are on."""
+    """A trainer's steps one at a time, so that they can be taken in turns with something else in one thread. Of ftx-fast these parts are on,
+    and `memory`, which stays with the process."""
 
-    def __init__(self, words: list[str], directory: Path) -> None:
+    def __init__(self, words: list[str], directory: Path, parts: Sequence[str] = tuple(PARTS)) -> None:
         keep_memory()
+        self.parts = [part for part in parts if part != "memory"]
         self.trainer = trainer_of(words, directory, [])
         self.trainer.model.train()
-        self.trainer.fast = install(self.trainer.model, [part for part in PARTS if part != "memory"])
+        if self.trainer.args.activation_checkpointing:  # else the trainer's loop does it
+            self.trainer.model.activation_checkpointing_enable()
         self.trainer.create_optimizer()
         self.positions = 0
         self.trainer.model.get_input_embeddings().register_forward_pre_hook(self._count)
@@ -70,8 +74,11 @@ class Bare:
 
     def step(self, batch: dict[str, Any]) -> float:
         """Seconds of a whole step: forward, backward, optimizer (behind which DoRA's norms are found anew). `positions` went through the model."""
+        fast = self.trainer.fast = install(self.trainer.model, self.parts)  # and off again, for some of it is the process's
         began = time.perf_counter()
         passes(self.trainer, batch)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        fast.undo()
+        return seconds

@@ -49,18 +49,18 @@ def version_of(environment: Path) -> str:
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
+def lora(adapter: str) -> dict:
+    target = "q_proj,k_proj,v_proj,o_proj" if adapter == "attention" else "all"
+    return {"finetuning_type": "lora", "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target": target, "use_dora": adapter == "dora"}
+
+
 def settings(model: str, adapter: str, steps: int, batch: int, rate: float, work: Path) -> dict:
     """The workload in LLaMA-Factory's names."""
     return {
         "model_name_or_path": model,
         "stage": "sft",
         "do_train": True,
-        "finetuning_type": "lora",
-        "lora_rank": 16,
-        "lora_alpha": 32,
-        "lora_dropout": 0.0,
-        "lora_target": "q_proj,k_proj,v_proj,o_proj" if adapter == "attention" else "all",
-        "use_dora": adapter == "dora",
+        **({"finetuning_type": "full"} if adapter == "full" else lora(adapter)),
         "dataset_dir": str(work),
         "dataset": "rows",
         "template": "smollm2",

@@ -35,7 +35,7 @@ MARKS = "<!-- make bench: begin -->", "<!-- make bench: end -->"
 MORE_MARKS = "<!-- more: begin -->", "<!-- more: end -->"
 #: TRL as it comes loads fp32, computes in bf16 autocast and recomputes activations; tuned it does neither.
 TRL = {"TRL": {"dtype": "float32", "bf16": True, "checkpointing": True}, "TRL tuned": {"dtype": "bfloat16", "bf16": False, "checkpointing": False}}
-ALL, TWO = ["ftx", "TRL", "TRL tuned"], ["ftx", "TRL"]
+ALL = ["ftx", "TRL", "TRL tuned"]
 #: What is trained on, how, and beside what.
 WORKLOADS = {
     "snips, LoRA": ("snips", "lora", ALL),
@@ -44,18 +44,18 @@ WORKLOADS = {
     "DPO, LoRA": ("pairs", "lora", ALL),
 }
 MORE = {
-    "snips, QLoRA": ("snips", "qlora", TWO),
-    "snips, full": ("snips", "full", TWO),
+    "snips, QLoRA": ("snips", "qlora", ALL),
+    "snips, full": ("snips", "full", ALL),
     "snips, LoRA on attention": ("snips", "attention", ALL),
-    "alpaca, QLoRA": ("alpaca", "qlora", TWO),
-    "alpaca, full": ("alpaca", "full", TWO),
+    "alpaca, QLoRA": ("alpaca", "qlora", ALL),
+    "alpaca, full": ("alpaca", "full", ALL),
     "alpaca, LoRA on attention": ("alpaca", "attention", ALL),
     "alpaca, DoRA": ("alpaca", "dora", ALL),
     "gsm8k, LoRA": ("gsm8k", "lora", ALL),
     "gsm8k, LoRA on attention": ("gsm8k", "attention", ALL),
     "gsm8k, DoRA": ("gsm8k", "dora", ALL),
-    "gsm8k, QLoRA": ("gsm8k", "qlora", TWO),
-    "gsm8k, full": ("gsm8k", "full", TWO),
+    "gsm8k, QLoRA": ("gsm8k", "qlora", ALL),
+    "gsm8k, full": ("gsm8k", "full", ALL),
 }
 #: What is asked for: title, workload, the other side, what is compared, bound.
 BARS = [
@@ -91,7 +91,7 @@ def main() -> None:
         files = write_data(Path(folder))
         for name in asked.workloads or (MORE if asked.more else WORKLOADS):
             kind, adapter, sides = known[name]
-            if os.environ.get("FTX_BENCH_PEERS") and "TRL" in sides and adapter in ("lora", "attention", "dora") and kind != "pairs":
+            if os.environ.get("FTX_BENCH_PEERS") and adapter != "qlora" and kind != "pairs":  # on a CPU it has no 4 bits
                 sides = [*sides, "LLaMA-Factory"]
             try:
                 found[name] = in_turns(name, sides, files[kind], Path(folder), asked)
@@ -220,10 +220,10 @@ def table_rows(name: str, sides: dict[str, list[dict]]) -> list[str]:
     for side, runs in sides.items():
         step, steps = statistics.median(map(step_of, runs)), len(runs[0]["losses"])
         faster = "" if side == "ftx" else f"{ratio(sides, side, 'step'):.2f} times"
-        share = f"{tokens / runs[0]['positions']:.0%}" if runs[0].get("positions") and "DPO" not in name else ""
-        peak = f"{statistics.median(run['peak'] for run in runs) / 2**20:.0f}" if runs[0].get("peak") else ""
+        share = f"{tokens / runs[0]['positions']:.0%}"
+        held, peak = (f"{statistics.median(run[what] for run in runs) / 2**20:.0f}" for what in ("held", "peak"))
         losses, norm = (statistics.mean(run[what][-1] for run in runs) for what in ("losses", "grad_norms"))
-        lines.append(f"| {name} | {side} | {step:.2f} | {tokens / steps / step:.0f} | {share} | {faster} | {peak} | {losses:.4f} | {norm:.3f} |")
+        lines.append(f"| {name} | {side} | {step:.2f} | {tokens / steps / step:.0f} | {share} | {faster} | {held} | {peak} | {losses:.4f} | {norm:.3f} |")
     return lines
 
 
@@ -267,11 +267,11 @@ def page_of(found: dict[str, dict[str, list[dict]]], asked: argparse.Namespace) 
         f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {', '.join(versions)}.",
         f"Matrix products of 1200 x 576 x 1536 in GFLOP/s: {machine}. SmolLM2-135M-Instruct, rank 16, 16 rows (DPO: 2 pairs) a step,",
         f"runs of {asked.steps} steps, {asked.repeats} of each side, in turns.",
-        "Useful: tokens that are no padding, of all positions that go through the model; above 100 % where what rows begin with alike goes",
-        "through once.",
+        "Useful: tokens that are no padding, of all positions that go through the model (DPO: not its reference); above 100 % where what rows",
+        "begin with alike goes through once.",
         "",
-        "| workload | | seconds a step | useful tokens/s | useful | ftx is faster | MiB above load | last loss | last gradient norm |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| workload | | seconds a step | useful tokens/s | useful | ftx is faster | MiB at most | above load | last loss | last gradient norm |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(line for name, sides in found.items() for line in table_rows(name, sides)),
         *(["", "What was asked for, on a CPU that multiplies bfloat16 in hardware:", ""] if measured else []),
         *(["| ratio | bar | measured | reached |", "|---|---|---|---|", *measured] if measured else []),
@@ -316,8 +316,11 @@ def replace(marks: tuple[str, str], text: list[str], say: bool = True) -> None:
 
 def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    about = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line) if cpuinfo.exists() else {}
+    about = {name.strip(): value.strip() for name, value in about.items()}
+    name = about.get("model name") or platform.processor() or platform.machine()
+    flags = [flag.replace("_", "-").upper() for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in about.get("flags", "").split()]
+    return f"{name} ({', '.join(flags)})" if flags else name
 
 
 if __name__ == "__main__":

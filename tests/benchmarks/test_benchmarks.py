@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "toys")]
 import abreast  # noqa: E402
 import gpu  # noqa: E402
 import peers  # noqa: E402
+import picture  # noqa: E402
 import run  # noqa: E402
 
 
@@ -37,6 +40,7 @@ def test_a_step_is_timed_with_all_that_lies_between_it_and_the_next(tmp_path):
     watch.on_train_end(None, None, None)
     noted = json.loads((tmp_path / "noted.json").read_text())
     assert len(noted["seconds"]) == 3 and min(noted["seconds"]) >= 0.05
+    assert noted["held"] > 2**26 > noted["peak"]  # an interpreter with torch, of which training holds little
     assert len(noted["losses"]) == 4 and run.step_of({"seconds": [9, 9, *noted["seconds"]]}) >= 0.05
 
 
@@ -45,6 +49,32 @@ def test_every_bar_has_its_workload_and_its_side():
         kind, adapter, sides = run.WORKLOADS[name]
         assert side in sides or (side == "LLaMA-Factory" and adapter == "lora" and kind != "pairs"), title
         assert what in ("step", "peak"), title
+
+
+def invented(seconds, peak, tokens=None):
+    """What a side's run notes: six steps of so many seconds behind two slow ones."""
+    times = [9 * seconds, 5 * seconds, *[seconds] * 5]
+    return {"seconds": times, "losses": [2.0] * 7 + [1.5], "grad_norms": [1.0] * 8, "positions": 16000, "held": 2 * peak, "peak": peak} | (
+        {"tokens": tokens} if tokens else {}
+    )
+
+
+def test_the_page_says_what_was_measured(monkeypatch):
+    """On invented runs of two turns: the ratio is the median of the turns' own, a bar that was missed is named, and each side has its length in the picture."""
+    monkeypatch.setattr(run, "speeds", lambda: {"bfloat16": 400.0})
+    sides = {"ftx": [invented(1.0, 1 << 30, 12000), invented(2.0, 1 << 30, 12000)], "TRL": [invented(3.0, 1 << 31), invented(9.0, 1 << 31)]}
+    text = "\n".join(run.page_of({"snips, LoRA": sides}, argparse.Namespace(steps=8, repeats=2)))
+    assert "| snips, LoRA | ftx | 1.50 | 1000 | 75% |  | 2048 | 1024 | 1.5000 | 1.000 |" in text
+    assert "| snips, LoRA | TRL | 6.00 | 250 | 75% | 3.75 times | 4096 | 2048 | 1.5000 | 1.000 |" in text
+    assert "| tokens/s, LoRA on snips, ftx / TRL | at least 3.5 | 3.750 | yes |" in text
+    assert "| memory above load, LoRA on snips, ftx / TRL | at most 0.7 | 0.500 | yes |" in text
+    slower = {"ftx": [invented(2.0, 1 << 31, 12000)], "TRL": [invented(3.0, 1 << 31)]}
+    missed = run.bar_rows({"snips, LoRA": slower})
+    assert [line.endswith("| no |") for line in missed] == [True, True]
+    drawn = picture.bars(run.useful({"snips, LoRA": sides}), "a second")
+    widths = [float(width) for width in re.findall(r'<rect x="\d+" y="\d+" width="([\d.]+)"', drawn)]
+    assert len(widths) == 2 and widths[0] == pytest.approx(4 * widths[1], abs=0.2)
+    assert "1,000 ftx" in drawn and "250 TRL" in drawn
 
 
 def test_trainers_of_one_process_take_their_steps_in_turn():
@@ -102,7 +132,7 @@ def test_a_page_without_the_marks_is_left_alone(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="has no <!-- c -->"):
         run.replace(("<!-- c -->", "<!-- d -->"), ["new"])
     page = (HERE.parent.parent / "docs" / "benchmarks.md").read_text("utf-8")
-    for name in ("abreast", "dora", "floor", "gpu", "learned", "levers", "rounding", "run"):
+    for name in ("abreast", "choices", "dora", "floor", "gpu", "learned", "levers", "rounding", "run"):
         source = (HERE / f"{name}.py").read_text("utf-8")
         marks = [mark for mark in page.splitlines() if mark.startswith("<!-- ") and f'"{mark}"' in source]
         assert len(marks) in (2, 4) and len(marks) == len(set(marks)), name

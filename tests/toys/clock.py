@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 
@@ -17,9 +17,14 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def held() -> int:
+    """Bytes that this process held at most, without what its parent held (which is in `ru_maxrss`)."""
+    return 1024 * int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")).split()[1])
+
+
 class Watch(TrainerCallback):
     """Writes `file` at the end of training: `losses`, `grad_norms`, `seconds` from each step's beginning to the next one's, `positions` that
-    went through the model (padding included), `peak` bytes above those at the start.
+    went through the model with gradients (padding included; not DPO's reference), `held` bytes at most, and `peak`, those above what was held at the start.
 
     From beginning to beginning, a step has all that it costs: its batch, its log line, and whatever else listens. The last one has
     no next, and is not timed.
@@ -32,7 +37,8 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         def count(module, given):
-            self.noted["positions"] += given[0].numel()
+            if torch.is_grad_enabled():
+                self.noted["positions"] += given[0].numel()
 
         self.counting = model.get_input_embeddings().register_forward_pre_hook(count)
         self.loaded = resident()
@@ -50,5 +56,6 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.counting.remove()
-        self.noted["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - self.loaded
+        self.noted["held"] = held()
+        self.noted["peak"] = self.noted["held"] - self.loaded
         self.file.write_text(json.dumps(self.noted))
