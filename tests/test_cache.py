@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from ftx.hooks import Hooks
 from ftx.models import load_tokenizer
 from ftx.prepare import prepare
 from ftx.testing import make_run
+from ftx.testing.tiny import tiny_model_dir
 from ftx_sft import SFT
 
 calls: list[str] = []
@@ -157,6 +159,7 @@ from ftx.hooks import Hooks
 from ftx.models import load_tokenizer
 from ftx.prepare import prepare
 from ftx.testing import make_run
+from ftx.testing.tiny import tiny_model_dir
 from ftx_formats import Alpaca
 from ftx_sft import SFT
 
@@ -208,6 +211,51 @@ def test_many_rows_need_no_more_memory_than_few(tmp_path):
     # 200,000 rows are 30 MB on disk twice over; what grows with them is some numbers of 8 bytes a row
     assert many < few + 40, (few, many)
     print(f"10,000 rows: {few:.0f} MiB; 200,000 rows: {many:.0f} MiB")
+
+
+WHOLE = """
+import runpy, sys, threading, time
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+peak = 0
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, resident())
+        time.sleep(0.02)
+
+threading.Thread(target=watch, daemon=True).start()
+sys.argv[0] = "ftx"
+try:
+    runpy.run_module("ftx", run_name="__main__")
+finally:
+    print("peak", peak, file=sys.stderr)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_whole_run_over_many_rows_needs_little_more_memory(tmp_path):
+    """Encoding, audit, plan, and the trainer's order: 100 to 300 bytes a row of memory that is no file's."""
+    model, chosen = tiny_model_dir(tmp_path / "model"), random.Random(1)
+    words = ["".join(chosen.choices("abcdefghij", k=6)) for _ in range(3000)]
+    peaks = []
+    for rows in (4_000, 100_000):
+        file = tmp_path / f"{rows}.jsonl"
+        with file.open("w") as stream:
+            for number in range(rows):
+                asked, answer = (" ".join(chosen.choices(words, k=8)) for _ in range(2))
+                stream.write(json.dumps({"instruction": f"say {number} {asked}", "output": answer}) + "\n")
+        given = ["run", "--model", model, "--data", file, "--formatter", "alpaca", "--adapter", "lora", "--trainer", "sft", "-o", "trainer.max_steps=2"]
+        command = [sys.executable, "-c", WHOLE, *given, "--no-cache", "--output", tmp_path / f"run-{rows}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stderr.split()[-1]) / 1024)
+    print(f"4,000 rows: {peaks[0]:.0f} MiB; 100,000 rows: {peaks[1]:.0f} MiB")
+    assert peaks[1] < peaks[0] + 45, peaks
 
 
 @pytest.mark.full

@@ -562,7 +562,7 @@ def check_a_step(adapter: str, trainer: str, checkpointing: str, alike: int, tmp
     columns = {f"{name}{what}": [row[place] for row in made[name]] for name in names for place, what in enumerate(("input_ids", "labels"))}
     live, model, added = trained_and_measured(directory, wanted, columns, tmp_path / "run")
     found = rows_of(Dataset.from_dict(columns))
-    assert found.prefix == alike and found.alike == ([alike] * 8 if trainer == "dpo" else [])
+    assert found.prefix == alike and found.alike.tolist() == ([alike] * 8 if trainer == "dpo" else [])
     plan = Planner(Catalogue(), live, Machine("cpu", None, True), directory, found).case(wanted).prediction
     assert plan.peak_memory == pytest.approx(standing(plan) + added, rel=0.02)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -580,7 +580,7 @@ def test_what_rows_begin_with_alike(at_once, monkeypatch):
     pairs = Dataset.from_dict({"chosen_input_ids": ids, "rejected_input_ids": [[1, 2, 3, 5], [1, 2], [2], [1, 2, 3, 4]], "x": [0] * 4})
     assert prefix_of(pairs) == 0
     rows = rows_of(pairs.remove_columns("x").add_column("chosen_labels", ids).add_column("rejected_labels", ids))
-    assert rows.alike == [3, 2, 0, 4] and rows.lengths == [(4, 4), (3, 2), (5, 1), (4, 4)]
+    assert rows.alike.tolist() == [3, 2, 0, 4] and rows.lengths.tolist() == [[4, 4], [3, 2], [5, 1], [4, 4]]
 
 
 def test_what_one_pass_over_the_rows_computes():

@@ -32,9 +32,10 @@ def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> 
             if step > last:
                 break
             if step > after:
-                sequences = [length for row in batch for length in lengths[row]]
-                once = sum(sequences) - (sum(alike[row] for row in batch) if alike else 0)
-                sizes = sum(sequences), once, max(sequences) * len(sequences)
+                sequences = lengths[batch]
+                tokens = int(sequences.sum())
+                once = tokens - (int(alike[batch].sum()) if len(alike) else 0)
+                sizes = tokens, once, int(sequences.max()) * sequences.size
                 found[step] = tuple(map(max, sizes, found.get(step, sizes)))
     return found
 

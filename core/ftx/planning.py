@@ -93,7 +93,7 @@ class Planner:
             length = longest or min(FALLBACK_LENGTH, shape.context or FALLBACK_LENGTH)
             yield shape.with_batch((length,) * micro * declared(type(trainer), "sequences"))
         elif options.get(PACKING) and longest:
-            yield shape.with_batch(*largest_packs([sum(row) for row in self.rows.lengths], self.rows.supervised, micro, longest))
+            yield shape.with_batch(*largest_packs(self.rows.lengths.sum(1).tolist(), self.rows.supervised.tolist(), micro, longest))
         else:
             for batch in largest_batches(self.rows, micro, longest):
                 yield shape.with_batch(*batch)
@@ -112,7 +112,7 @@ class Planner:
     def _with_data(self, recipe: Recipe, hooks: Hooks, prediction: Prediction) -> Prediction:
         assert self.rows is not None
         options, rows = _options(recipe), self.rows
-        packs = len(packed([sum(row) for row in rows.lengths], options[LENGTH])) if options.get(PACKING) and options.get(LENGTH) else len(rows.lengths)
+        packs = len(packed(rows.lengths.sum(1).tolist(), options[LENGTH])) if options.get(PACKING) and options.get(LENGTH) else len(rows.lengths)
         steps = steps_of(packs, options)
         passes = (
             steps * options.get(MICRO, 1) * options.get(TIMES, 1) / max(1, packs) if options.get("max_steps", -1) > 0 else options.get("num_train_epochs", 1)
@@ -122,7 +122,7 @@ class Planner:
             prediction,
             seconds=None if speed is None else speed * passes * self._positions(recipe, hooks, prediction),
             tokens=round(rows.tokens * passes),
-            supervised_tokens=round(sum(rows.supervised) * passes),
+            supervised_tokens=round(int(rows.supervised.sum()) * passes),
             steps=steps,
             disk=disk_of(self.config, options, steps, prediction),
         )
@@ -200,7 +200,7 @@ def _shorter(planner: Planner, case: Case) -> Change | None:
     best = planner.longest(case.recipe, case.hooks, longest - 1)
     if best < SHORTEST:
         return None
-    cut = sum(max(row) > best for row in planner.rows.lengths) if planner.rows else 0
+    cut = int((planner.rows.lengths.max(1) > best).sum()) if planner.rows else 0
     what = f"{'packs' if options.get(PACKING) else 'rows'} of at most {best} tokens" + (f" (cuts {cut} rows)" if cut else "")
     return Change(what, f"-o trainer.{LENGTH}={best}", planner.case(with_options(case.wanted, **{LENGTH: best})))
 

@@ -78,7 +78,7 @@ def typical(planner: Planner, case: Case) -> tuple[int, ...]:
     """Lengths of sequences for one pass that stand for the whole data: evenly spaced among the sorted ones."""
     if planner.rows is None:
         return case.prediction.asked.lengths
-    return typical_batch(planner.rows, max(1, len(case.prediction.asked.lengths) // len(planner.rows.lengths[0])))[0]
+    return typical_batch(planner.rows, max(1, len(case.prediction.asked.lengths) // planner.rows.lengths.shape[1]))[0]
 
 
 def tokenizer_of(config: Path) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,20 +17,32 @@ PACKED_AT_ONCE = 1000
 AT_ONCE = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
-    """Of each training row the tokens of its sequences (DPO has two) and how many count in the loss, and what they begin with alike."""
+    """Of each training row the tokens of its sequences (DPO has two) and how many count in the loss, and what they begin with alike.
 
-    lengths: list[tuple[int, ...]]
-    supervised: list[int]
-    alike: list[int] = field(default_factory=list)
-    """Of each row, with how many equal tokens its two sequences begin; empty where a row has one."""
+    Arrays of int32, made of whatever numpy takes: a million rows are 8 MB, or 16 with two sequences.
+    """
+
+    lengths: Any
+    """[rows, sequences], or [rows]."""
+    supervised: Any
+    """[rows]."""
+    alike: Any = ()
+    """[rows]: with how many equal tokens a row's two sequences begin; empty where a row has one."""
     prefix: int = 0
     """With how many equal tokens all sequences begin."""
 
+    def __post_init__(self) -> None:
+        import numpy
+
+        for name in ("lengths", "supervised", "alike"):
+            array = numpy.asarray(getattr(self, name), dtype=numpy.int32)
+            object.__setattr__(self, name, array.reshape(-1, 1) if name == "lengths" and array.ndim == 1 else array)
+
     @property
     def tokens(self) -> int:
-        return sum(map(sum, self.lengths))
+        return int(self.lengths.sum())
 
 
 def rows_of(encoded: Dataset) -> Rows:
@@ -39,7 +51,7 @@ def rows_of(encoded: Dataset) -> Rows:
 
     from ftx.encode import IGNORE
 
-    supervised: list[int] = []
+    pieces: list[Any] = []
     for columns in _columns(encoded, "labels"):
         counts: Any = 0
         for lists in columns:
@@ -48,26 +60,27 @@ def rows_of(encoded: Dataset) -> Rows:
             first = numpy.minimum(starts + 1, ends)  # a row's first token follows nothing
             before = numpy.concatenate([[0], (labels != IGNORE).cumsum()])
             counts = counts + before[ends] - before[first]
-        supervised += counts.tolist()
-    return Rows(lengths_of(encoded), supervised, alike_of(encoded), prefix_of(encoded))
+        pieces.append(counts)
+    return Rows(lengths_of(encoded), _joined(pieces), alike_of(encoded), prefix_of(encoded))
 
 
-def lengths_of(encoded: Dataset) -> list[tuple[int, ...]]:
-    """Tokens of each sequence of each row. KeyError for a dataset without `input_ids`."""
-    found: list[tuple[int, ...]] = []
-    for columns in _columns(encoded, "input_ids"):
-        found += zip(*(lists.value_lengths().to_pylist() for lists in columns), strict=True)
-    return found
+def lengths_of(encoded: Dataset) -> Any:
+    """int32 [rows, sequences]: tokens of each sequence of each row. KeyError for a dataset without `input_ids`."""
+    import numpy
+
+    pieces = [numpy.stack([lists.value_lengths().to_numpy() for lists in columns], 1) for columns in _columns(encoded, "input_ids")]
+    return numpy.concatenate(pieces) if pieces else numpy.zeros((0, 1), numpy.int32)
 
 
-def alike_of(encoded: Dataset) -> list[int]:
-    """With how many equal tokens the two sequences of each row begin; empty for rows of one."""
-    found: list[int] = []
-    for columns in _columns(encoded, "input_ids"):
-        if len(columns) == 2:
-            sides = [_flat(lists) for lists in columns]
-            found += _common(*sides).tolist()
-    return found
+def alike_of(encoded: Dataset) -> Any:
+    """int32 [rows]: with how many equal tokens the two sequences of each row begin; empty for rows of one."""
+    return _joined([_common(*map(_flat, columns)) for columns in _columns(encoded, "input_ids") if len(columns) == 2])
+
+
+def _joined(pieces: list[Any]) -> Any:
+    import numpy
+
+    return numpy.concatenate(pieces, dtype=numpy.int32, casting="same_kind") if pieces else numpy.zeros(0, numpy.int32)
 
 
 def prefix_of(encoded: Dataset) -> int:
@@ -121,11 +134,12 @@ def _columns(encoded: Dataset, ending: str) -> Iterator[list[Any]]:
 
 def typical_batch(rows: Rows, size: int) -> tuple[tuple[int, ...], int, int]:
     """`size` rows that stand for all, evenly spaced among those sorted by their longest sequence -> as of `largest_batches`."""
-    order = sorted(range(len(rows.lengths)), key=lambda number: max(rows.lengths[number]))
-    chosen = [order[(2 * number + 1) * len(order) // (2 * size)] for number in range(size)] if order else []
-    lengths = tuple(length for number in chosen for length in rows.lengths[number])
-    alike = sum(rows.alike[number] for number in chosen) if rows.alike else 0
-    return lengths, sum(rows.supervised[number] for number in chosen), alike + max(0, len(chosen) - 1) * rows.prefix
+    import numpy
+
+    order = numpy.argsort(rows.lengths.max(1), kind="stable")
+    chosen = order[(2 * numpy.arange(size) + 1) * len(order) // (2 * size)] if len(order) else order
+    alike = int(rows.alike[chosen].sum()) if len(rows.alike) else 0
+    return _said(rows.lengths[chosen]), int(rows.supervised[chosen].sum()), alike + max(0, len(chosen) - 1) * rows.prefix
 
 
 def computed(rows: Rows, size: int, *, joined: bool, shared: bool) -> float:
@@ -137,15 +151,15 @@ def computed(rows: Rows, size: int, *, joined: bool, shared: bool) -> float:
     import numpy
 
     if shared:
-        sequences = sum(map(len, rows.lengths))
+        sequences = int(rows.lengths.size)
         again = max(0, sequences - len(rows.alike) - math.ceil(len(rows.lengths) / size))  # sequences that find the beginning of all there
-        return rows.tokens - sequences - sum(rows.alike) - again * rows.prefix
-    if joined or not rows.lengths:
+        return rows.tokens - sequences - int(rows.alike.sum()) - again * rows.prefix
+    if joined or not len(rows.lengths):
         return rows.tokens
     order = numpy.random.default_rng(0).permutation(len(rows.lengths))
-    longest, count = numpy.array([(max(lengths), len(lengths)) for lengths in rows.lengths])[order].T
     starts = numpy.arange(0, len(order), size)
-    return float(numpy.maximum.reduceat(longest, starts) @ numpy.add.reduceat(count, starts))
+    counts = numpy.diff(starts, append=len(order)) * rows.lengths.shape[1]
+    return float(numpy.maximum.reduceat(rows.lengths.max(1)[order], starts) @ counts)
 
 
 # ---- the batches that need most
@@ -155,15 +169,22 @@ def largest_batches(rows: Rows, size: int, longest: int | None = None) -> Iterat
     """Batches of `size` rows, cut to `longest` tokens, one of which needs most in a forward pass: those of the longest sequences and, of
     rows with two, of the most tokens that differ -> lengths of their sequences, supervised positions, positions that repeat another
     sequence's beginning."""
-    cut = [tuple(min(one, longest or one) for one in lengths) for lengths in rows.lengths]
-    alike = [min(one, *lengths) for one, lengths in zip(rows.alike, cut, strict=True)] if rows.alike else [0] * len(cut)
-    orders = [sorted(range(len(cut)), key=lambda number: -max(cut[number]))[:size]]
-    if rows.alike:
-        orders.append(sorted(range(len(cut)), key=lambda number: alike[number] - sum(cut[number]))[:size])
+    import numpy
+
+    cut = numpy.minimum(rows.lengths, longest) if longest else rows.lengths
+    alike = numpy.minimum(rows.alike, cut.min(1)) if len(rows.alike) else numpy.zeros(len(cut), numpy.int32)
+    orders = [numpy.argsort(-cut.max(1), kind="stable")[:size]]
+    if len(rows.alike):
+        orders.append(numpy.argsort(alike - cut.sum(1), kind="stable")[:size])
     for order in orders:
-        lengths = tuple(length for number in order for length in cut[number])
-        shared = sum(alike[number] for number in order) + (len(order) - 1) * min(rows.prefix, *lengths) if lengths else 0
-        yield lengths, sum(rows.supervised[number] for number in order), shared
+        lengths = _said(cut[order])
+        shared = int(alike[order].sum()) + (len(order) - 1) * min(rows.prefix, *lengths) if lengths else 0
+        yield lengths, int(rows.supervised[order].sum()), shared
+
+
+def _said(lengths: Any) -> tuple[int, ...]:
+    """[rows, sequences] -> the sequences one after the other."""
+    return tuple(lengths.ravel().tolist())
 
 
 def packed(lengths: Sequence[int], size: int) -> list[list[int]]:

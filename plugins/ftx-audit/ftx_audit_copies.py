@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,22 +55,17 @@ class CopyFinder:
     def __init__(self, rows: Dataset, threshold: float) -> None:
         self.rows, self.threshold, self.shared = rows, threshold, shared_lines(rows)
         self.bands, self.width = bands_for(threshold)
-        self.copies, self.number = Copies(), 0
-        self.first: dict[int, int] = {}
-        self.numbers: list[int] = []
+        self.hashes, self.numbers = array("q"), array("q")  # of all rows, and of those that have something to compare: a list takes five times as much
         self.keys: list[Any] = []
         self.waiting: list[frozenset[str]] = []
 
     def see(self, row: Said) -> None:
-        number, self.number = self.number, self.number + 1
-        earlier = self.first.setdefault(hash((row.asked, row.answer, row.other, row.label, row.tools)), number)
-        if earlier != number:
-            self.copies.exact[number] = earlier
-        elif tokens := shingles(own_text(row, self.shared)):
-            self.numbers.append(number)
+        if tokens := shingles(own_text(row, self.shared)):
+            self.numbers.append(len(self.hashes))
             self.waiting.append(tokens)
             if len(self.waiting) >= CHUNK:
                 self._sign()
+        self.hashes.append(hash((row.asked, row.answer, row.other, row.label, row.tools)))
 
     def finish(self) -> Copies:
         import numpy
@@ -80,9 +76,15 @@ class CopyFinder:
         def tokens_of(number: int) -> frozenset[str]:
             return shingles(own_text(said(self.rows[number]), self.shared))
 
+        copies = Copies()
+        _, first, which = numpy.unique(numpy.asarray(self.hashes), return_index=True, return_inverse=True)
+        first = first[which]
+        copies.exact = {number: int(first[number]) for number in numpy.flatnonzero(first != numpy.arange(len(first))).tolist()}
         if self.keys:
-            _join(numpy.concatenate(self.keys), numpy.array(self.numbers), tokens_of, self.threshold, self.copies)
-        return self.copies
+            numbers = numpy.asarray(self.numbers)
+            once = first[numbers] == numbers
+            _join(numpy.concatenate(self.keys)[once], numbers[once], tokens_of, self.threshold, copies)
+        return copies
 
     def _sign(self) -> None:
         if self.waiting:
@@ -127,14 +129,15 @@ def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 def band_keys(token_sets: list[frozenset[str]], bands: int, width: int) -> Any:
-    """uint64 [rows, bands]: rows with an equal number in a column are candidates."""
+    """uint32 [rows, bands]: rows with an equal number in a column are candidates."""
     import numpy
     from rensa import RMinHash
 
     signatures = numpy.array(RMinHash.digest_matrix_from_token_sets([list(one) for one in token_sets], PERMUTATIONS, SEED).to_rows(), dtype=numpy.uint64)
     factors = numpy.random.default_rng(SEED).integers(1, 2**63, size=width, dtype=numpy.uint64) | numpy.uint64(1)
     blocks = signatures[:, : bands * width].reshape(len(token_sets), bands, width)
-    return (blocks * factors).sum(axis=2, dtype=numpy.uint64)  # wraps around; a chance meeting is found out by the exact comparison
+    mixed = (blocks * factors).sum(axis=2, dtype=numpy.uint64) >> numpy.uint64(32)  # wraps around
+    return mixed.astype(numpy.uint32)  # a chance meeting is found out by the exact comparison
 
 
 def _join(keys: Any, numbers: Any, tokens_of: Callable[[int], frozenset[str]], threshold: float, copies: Copies) -> None:
