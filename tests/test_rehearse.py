@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,6 +165,22 @@ def test_only_longer_batches_are_measured(shared):
         peak._forward(peak.model, (), {"input_ids": torch.zeros(1, size, dtype=torch.long)})
         peak.on_step_end(None, None, None)
     assert begun == [8, 5, 6, 9]
+
+
+def test_a_step_lasts_from_the_end_of_the_one_before(monkeypatch):
+    """With its batch, and what a GPU had still to do; not with what is evaluated or saved between them."""
+    now = [0.0]
+    monkeypatch.setattr("ftx.peak.time.monotonic", lambda: now[0])
+    peak = Peak(Run(recipe=Recipe(), ledger=Ledger()))
+    for between in (None, None, peak.on_evaluate, peak.on_save):
+        if between is not None:
+            now[0] += 50
+            between(None, SimpleNamespace(global_step=1), None)
+        now[0] += 2  # the batch
+        peak.on_step_begin(None, None, None, optimizer=None)
+        now[0] += 1
+        peak.on_step_end(None, None, None)
+    assert [seconds for seconds, _, _ in peak.steps] == [3, 3, 3, 3]
 
 
 def test_beside_somebody_elses_profiler_nothing_is_measured(caplog):

@@ -199,7 +199,6 @@ def test_bitsandbytes_is_silent(directory, caplog):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("quantizer", [NF4(), FP4(), Int8()], ids=["nf4", "fp4", "int8"])
 def test_on_a_gpu(quantizer, directory, tmp_path):
     run, plugin = a_run(torch.bfloat16, "cuda"), LoRA()

@@ -97,10 +97,11 @@ class Fast:
         return {**given, **tree.arguments(given["input_ids"], fill, self.multiple)}
 
 
-def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, recomputed: bool = False) -> Fast:
+def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, recomputed: bool = False, generates: bool = False) -> Fast:
     """Put the named parts on an adapted model; whatever does not apply is left as it was and named in `off`.
 
     `noise`: its embeddings are given some while it trains. `recomputed`: activations are computed again in the backward pass.
+    `generates`: it only answers, few rows at a time.
     """
     from ftx_fast_machine import fp32_products, keep_memory
 
@@ -123,7 +124,7 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, reco
         if "lora" in parts and any(hasattr(module, "lora_A") for module in model.modules()):
             from ftx_fast_lora import install as lora
 
-            fast.installed.append(lora(model))
+            fast.installed.append(lora(model, generates=generates))
         if "head" in parts:
             from ftx_fast_head import install as head
 
@@ -142,7 +143,7 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, reco
 @contextmanager
 def generating(model: nn.Module, parts: Sequence[str] = tuple(PARTS)) -> Iterator[Fast]:
     """While a model generates: of these parts those that a forward pass without gradients gains from."""
-    fast = install(model, [part for part in parts if part in GENERATING])
+    fast = install(model, [part for part in parts if part in GENERATING], generates=True)
     try:
         yield fast
     finally:

@@ -229,8 +229,12 @@ def install(model: nn.Module, flash: bool = True) -> Installed:
     configs = {id(one): one for module in inner.modules() for one in (getattr(module, "config", None),) if hasattr(one, "_attn_implementation")}
     configs |= {id(config): config, id(inner.config): inner.config}
     before = [(one, one._attn_implementation) for one in configs.values()]
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    if parameter.is_cuda:  # it makes a plan for each new length, and padded batches have many
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def undo() -> None:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         for one, implementation in before:
             one._attn_implementation_internal = implementation
 

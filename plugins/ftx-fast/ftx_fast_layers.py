@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Collection
 from types import FunctionType, MethodType, SimpleNamespace
@@ -20,7 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ftx.errors import first_line
 from ftx_fast_installed import Installed
+
+logger = logging.getLogger(f"ftx.{__name__}")
 
 #: The name under which transformers' attention modules find their rotary embedding.
 ROTARY = "apply_rotary_pos_emb"
@@ -100,8 +104,13 @@ def kernels(kind: str) -> Any:
         return sys.modules[__name__]
     if kind != "cuda" or importlib.util.find_spec("triton") is None or torch.version.cuda is None or torch.cuda.get_device_capability() < (7, 0):
         return None
-    import ftx_fast_triton
+    try:
+        import ftx_fast_triton
 
+        ftx_fast_triton.logps_of(torch.zeros(1, 2, device=kind), torch.zeros(1, dtype=torch.long, device=kind), write=False)
+    except Exception as error:  # Triton compiles its launcher in C when it is first used: a machine may have no compiler
+        logger.info("not fast: no kernels of Triton's: %s: %s", type(error).__name__, first_line(error))
+        return None
     return ftx_fast_triton
 
 

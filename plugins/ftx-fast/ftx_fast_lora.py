@@ -226,11 +226,13 @@ class One:
     def applies(self, x: Tensor) -> bool:
         """Whether in this moment it is one plain active adapter, and computes in its base's dtype."""
         layer = self.module
-        plain = not layer.disable_adapters and not layer.merged and list(layer.active_adapters) == [self.name]
-        if plain and computed_in(x) is not self.frozen.dtype:
+        if layer.disable_adapters or layer.merged or list(layer.active_adapters) != [self.name]:
+            say_once("layers whose adapter is merged, switched off or another one stay peft's for that time")
+            return False
+        if computed_in(x) is not self.frozen.dtype:
             say_once(f"layers of {self.frozen.dtype} stay peft's where {computed_in(x)} is computed".replace("torch.", ""))
             return False
-        return plain
+        return True
 
     def base(self, x: Tensor) -> Tensor:
         """x [..., in] -> what the layer gives while its update is 0, to the bit: the order of sums is the same."""
@@ -289,6 +291,8 @@ class Group:
             with torch.autocast(x.device.type, enabled=False):
                 return one.base(x.to(one.frozen.dtype))
         if args or kwargs or not one.applies(x):
+            if args or kwargs:
+                say_once("layers that are given more than their input stay peft's")
             return one.usual(x, *args, **kwargs)
         self.ready.clear()  # of an input that came to nothing
         rate = one.rate
@@ -304,8 +308,11 @@ class Group:
         return outs[together.index(number)]
 
 
-def install(model: nn.Module) -> Installed:
-    """Every layer of peft's that is plain LoRA or DoRA on a frozen linear layer, in full precision or 4 bits; the rest stays peft's."""
+def install(model: nn.Module, generates: bool = False) -> Installed:
+    """Every layer of peft's that is plain LoRA or DoRA on a frozen linear layer, in full precision or 4 bits; the rest stays peft's.
+
+    `generates`: the model only answers. Then layers of 4 bits on a GPU stay too: bitsandbytes multiplies few rows without unpacking.
+    """
     from peft.tuners.lora.layer import Linear, LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -320,7 +327,10 @@ def install(model: nn.Module) -> Installed:
     known: dict[int, One] = {}
     reasons: dict[str, int] = {}
     for layer in layers:
-        if why := unfit(layer, kinds):
+        why = unfit(layer, kinds)
+        if not why and generates and layer.base_layer.weight.is_cuda and hasattr(layer.base_layer.weight, "quant_state"):
+            why = "few rows times 4 bits"
+        if why:
             reasons[why] = reasons.get(why, 0) + 1
         else:
             known[id(layer)] = One(layer, Frozen(layer.base_layer, buffers), layer.forward)

@@ -58,15 +58,8 @@ def fp32_products(model: nn.Module) -> Installed:
     torch takes the setting only where the processor has AVX-512: elsewhere MKL multiplies whatever it says, and both libraries reach
     the same there (32 GFLOP/s a core on an EPYC with AVX2, forward and backward, 64 to 800 rows).
     """
-    nothing = Installed(lambda: None)
-    if not any(parameter.device.type == "cpu" and parameter.dtype is torch.float32 and parameter.dim() == 2 for parameter in model.parameters()):
-        return nothing
-    if not torch.backends.mkldnn.is_available() or torch.cpu._is_amx_tile_supported():
-        return nothing
-    if not slow_mkl():
-        return nothing
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # what torch itself asks before it takes oneDNN
-        return Installed(lambda: None, off=["products: torch takes oneDNN for fp32 only with AVX-512, which this processor lacks"])
+    if why := keeps_mkl(model):
+        return Installed(lambda: None, off=[f"products: {why}"])
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
@@ -75,6 +68,21 @@ def fp32_products(model: nn.Module) -> Installed:
         settings.fp32_precision = before
 
     return Installed(undo, on=["fp32 products through oneDNN"])
+
+
+def keeps_mkl(model: nn.Module) -> str:
+    """Why fp32 stays with torch's usual library, or ""."""
+    if not any(parameter.device.type == "cpu" and parameter.dtype is torch.float32 and parameter.dim() == 2 for parameter in model.parameters()):
+        return "no weights in float32"
+    if not torch.backends.mkldnn.is_available():
+        return "torch was built without oneDNN"
+    if torch.cpu._is_amx_tile_supported():
+        return "with AMX oneDNN would round float32"
+    if not slow_mkl():
+        return "MKL is as fast on this processor"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # what torch itself asks before it takes oneDNN
+        return "torch takes oneDNN for fp32 only with AVX-512, which this processor lacks"
+    return ""
 
 
 @functools.cache

@@ -188,7 +188,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
     turns = length * size if cos.shape[0] > 1 else 0
     half = size // 2
     block = triton.next_power_of_2(half)
-    turn[(batch * heads * length,)](x, cos, sin, out, heads, length, *x.stride()[:3], turns, HALF=half, BLOCK=block, BACK=back)
+    turn[(batch * heads * length,)](x, cos, sin, out, heads, length, *x.stride()[:3], turns, HALF=half, BLOCK=block, BACK=back, num_warps=1)
     return out
 
 

@@ -32,11 +32,11 @@ def adapted():
     return get_peft_model(tiny_model(), config)
 
 
-def gradients(model, fast, path):
+def gradients(model, fast, path, dtype=torch.float32):
     """Loss and gradients of the first step, of a policy that has moved away from its reference."""
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "save_strategy": "no", "logging_steps": 1}
     plugin, tokenizer = ftx_dpo.DPO(fast=fast, **options), tiny_tokenizer()
-    run = Run(recipe=Recipe(trainer=Choice("dpo")), ledger=Ledger(), seed=7, dtype=torch.float32, directory=RunDir(path))
+    run = Run(recipe=Recipe(trainer=Choice("dpo")), ledger=Ledger(), seed=7, dtype=dtype, directory=RunDir(path))
     rows = plugin.encode_dataset(to_dataset(PAIRS), tokenizer, run)
     trainer = plugin.make_trainer(model, tokenizer, rows, None, [], run)
     with torch.no_grad():
@@ -58,6 +58,22 @@ def gradients(model, fast, path):
         trainer.frozen_fast.undo()
         trainer.fast.undo()
     return loss, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+def test_in_bf16_no_further_from_fp32_than_the_plain_path(tmp_path):
+    """The adapters' gradients; a deep model, as where it matters."""
+
+    def model(dtype):
+        torch.manual_seed(0)
+        config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+        return get_peft_model(tiny_model(num_hidden_layers=8).bfloat16().to(dtype), config)
+
+    _, truth = gradients(model(torch.float32), "off", tmp_path / "truth")
+    away = {}
+    for fast in ("off", "auto"):
+        _, found = gradients(model(torch.bfloat16), fast, tmp_path / fast, torch.bfloat16)
+        away[fast] = sum(float((found[name].float() - wanted).norm() / wanted.norm()) for name, wanted in truth.items()) / len(truth)
+    assert away["auto"] <= 1.05 * away["off"] < 1, away
 
 
 @pytest.mark.parametrize("make", [adapted, tiny_model])

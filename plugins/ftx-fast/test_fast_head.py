@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
 import ftx_fast_head
@@ -53,6 +56,18 @@ def test_in_bf16_no_further_from_fp32_than_the_plain_path(small_chunks):
     assert (ours - truth).norm() <= 1.1 * (theirs - truth).norm()
 
 
+@pytest.mark.parametrize(("trains", "products"), [(False, 2), (True, 4)])
+def test_how_many_products_a_head_costs(trains, products, small_chunks):
+    """Of a frozen one the logits and the gradient, both in the forward pass; of one that trains also the logits again and its own gradient."""
+    layer, hidden, targets, _ = parts(trains=trains)
+    one = 2 * len(hidden) * layer.in_features * layer.out_features
+    with FlopCounterMode(display=False) as forward:
+        logps = Head(layer).logps(hidden, targets)
+    with FlopCounterMode(display=False) as backward:
+        logps.sum().backward()
+    assert (forward.get_total_flops(), backward.get_total_flops()) == (2 * one, (products - 2) * one)
+
+
 def test_nothing_supervised():
     layer, hidden, _, _ = parts()
     loss = Head(layer).logps(hidden[:0], torch.empty(0, dtype=torch.long)).sum()
@@ -79,17 +94,41 @@ def test_a_model_whose_head_is_left_out_gives_its_hidden_states():
     assert model.training and "forward" not in vars(model.lm_head)
 
 
-def test_a_tied_head_that_trains_has_one_gradient_of_both_uses(small_chunks):
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, tie_word_embeddings=True))
+def tied(dtype=torch.float32):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, tie_word_embeddings=True)).to(dtype)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    ids = torch.randint(60, (2, 12), generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def gradients_of_tied(model, seed, fast):
+    """Of all weights, by the head that is left out or by the plain path."""
+    ids = torch.randint(60, (2, 12), generator=torch.Generator().manual_seed(seed))
     targets = ids[:, 1:].flatten()
-    wanted = torch.autograd.grad(plain(model.lm_head, model.model(ids).last_hidden_state[:, :-1].flatten(0, 1), targets).sum(), list(model.parameters()))
-    head, _ = install(model)
-    with head.left_out():
-        hidden = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-    for a, b in zip(torch.autograd.grad(head.logps(hidden, targets).sum(), list(model.parameters())), wanted, strict=True):
+    if fast:
+        head, _ = install(model)
+        with head.left_out():
+            hidden = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+        logps = head.logps(hidden, targets)
+    else:
+        logps = plain(model.lm_head, model.model(ids).last_hidden_state[:, :-1].flatten(0, 1), targets)
+    return torch.autograd.grad(logps.sum(), list(model.parameters()))
+
+
+def test_a_tied_head_that_trains_has_one_gradient_of_both_uses(small_chunks):
+    model = tied()
+    for a, b in zip(gradients_of_tied(model, 0, True), gradients_of_tied(model, 0, False), strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_a_tied_head_in_bf16_is_no_further_from_fp32_than_the_plain_path(small_chunks):
+    model = tied(torch.bfloat16)
+    wide, away = copy.deepcopy(model).float(), {True: 0.0, False: 0.0}
+    for seed in range(6):
+        truth = gradients_of_tied(wide, seed, False)
+        for fast in away:
+            away[fast] += sum(float((a - b).norm() / b.norm()) for a, b in zip(gradients_of_tied(model, seed, fast), truth, strict=True))
+    assert away[True] <= 1.05 * away[False]
 
 
 @pytest.mark.parametrize(("config", "scale"), [(CohereConfig, {"logit_scale": 0.25}), (GraniteConfig, {"logits_scaling": 4.0})])

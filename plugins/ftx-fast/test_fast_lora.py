@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ftx_fast_lora import DRAWS, Adapted, Frozen, dropped, install, scaled, scaled_back
+from ftx_fast_lora import DRAWS, Adapted, Frozen, dropped, install, norms, scaled, scaled_back
 
 CONFIG = LlamaConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=60, attention_bias=True, pad_token_id=0
@@ -204,7 +204,7 @@ def test_layers_that_autocast_computes_in_another_dtype_are_pefts_and_the_log_sa
         gradients(model)
     assert calls and caplog.messages == ["not fast: lora: layers of float32 stay peft's where bfloat16 is computed"]
     calls.clear()
-    with model.disable_adapter(), caplog.at_level("INFO", "ftx"):
+    with model.disable_adapter(), caplog.at_level("INFO", "ftx"), torch.no_grad():
         model(input_ids=IDS)
     gradients(model)
     assert not calls and len(caplog.messages) == 1
@@ -249,6 +249,50 @@ def test_dora_norms_follow_the_optimizer(settings):
         for stepper in steppers:
             stepper.step()
     installed.undo()
+
+
+def test_dora_norms_are_found_once_a_step(monkeypatch):
+    """Two micro-batches share them; behind an optimizer step they are found anew."""
+    model, found = adapted(use_dora=True), []
+    usual = Frozen.square_norms
+    monkeypatch.setattr(Frozen, "square_norms", lambda self: found.append(self) or usual(self))
+    installed = install(model)
+    stepper = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    gradients(model)
+    once = len(found)
+    gradients(model)
+    assert len(found) == once >= 14
+    stepper.step()
+    gradients(model)
+    assert len(found) == 2 * once
+    installed.undo()
+
+
+def test_dora_norms_where_an_update_undoes_its_weight():
+    """The sum |W|^2 + 2 s W . BA + s^2 |BA|^2 would be what is left of large numbers."""
+    seeded = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4, 16, generator=seeded), torch.randn(12, 4, generator=seeded)
+    base = torch.nn.Linear(16, 12, bias=False).requires_grad_(False)
+    base.weight.data = torch.randn(12, 16, generator=seeded)
+    base.weight.data[:3] = -2 * (b @ a)[:3] + 1e-5 * torch.randn(3, 16, generator=seeded)
+    wanted = (base.weight.double() + 2 * b.double() @ a.double()).norm(dim=1)
+    torch.testing.assert_close(norms(Frozen(base), a, b, 2.0).double(), wanted, rtol=2e-2, atol=0)
+    plain = (base.weight.square().sum(1) + 4 * ((base.weight @ a.mT) * b).sum(1) + 4 * ((b @ (a @ a.mT)) * b).sum(1)).clamp(min=0).sqrt()
+    assert (plain.double() / wanted - 1).abs().max() > 0.1, "nothing cancels: what is this for?"
+
+
+def test_what_stays_pefts_in_a_forward_pass_is_said(caplog):
+    model = adapted()
+    install(model)
+    with caplog.at_level("INFO", "ftx"):
+        with model.disable_adapter():
+            model(input_ids=IDS)
+        model.merge_adapter()
+        model(input_ids=IDS)
+        model.unmerge_adapter()
+        assert caplog.messages == ["not fast: lora: layers whose adapter is merged, switched off or another one stay peft's for that time"]
+        model.eval()(input_ids=IDS, adapter_names=["default"] * 3)
+    assert caplog.messages[1:] == ["not fast: lora: layers that are given more than their input stay peft's"]
 
 
 def test_the_adapter_can_be_switched_off():
@@ -343,6 +387,12 @@ def test_dropout_on_cuda(drawn_alike):
 @pytest.mark.parametrize("dora", [False, True])
 def test_four_bits_on_cuda(dora):
     no_further(four_bits(dora, device="cuda"), four_bits(dora, torch.bfloat16, "cuda"), "cuda")
+
+
+@pytest.mark.gpu
+def test_while_it_answers_four_bits_on_cuda_stay_with_the_kernel_for_few_rows():
+    model = four_bits(False, torch.bfloat16, "cuda")
+    assert install(model, generates=True).off[0].endswith("few rows times 4 bits") and install(model).on
 
 
 @pytest.mark.gpu

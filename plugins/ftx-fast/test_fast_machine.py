@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from ftx_fast_machine import keep_memory, set_outside
+import ftx_fast_machine
+from ftx_fast_machine import fp32_products, keep_memory, set_outside
 
 #: In a process of its own, for what other tests have freed may hold the block whatever the settings are: whether a block (of more than
 #: glibc ever raises its own threshold to, 32 MB) is mapped by itself, to go back to the system when it is freed.
@@ -57,6 +59,41 @@ def test_memory_is_kept_and_given_back_again():
 @pytest.mark.parametrize(("name", "value"), [("MALLOC_MMAP_MAX_", "0"), ("GLIBC_TUNABLES", "glibc.malloc.check=0:glibc.malloc.mmap_max=0")])
 def test_what_was_set_from_outside_is_set_again(name, value):
     assert mapped(**{name: value}) == [False, False, False]
+
+
+@pytest.fixture
+def amd_with_avx512(monkeypatch):
+    """A processor on which oneDNN is the faster library for fp32, whatever this one is."""
+    monkeypatch.setattr(ftx_fast_machine, "slow_mkl", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+
+
+def test_fp32_goes_through_onednn_and_back(amd_with_avx512):
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    installed = fp32_products(torch.nn.Linear(2, 2))
+    assert installed.on == ["fp32 products through oneDNN"] and settings.fp32_precision == "bf16" != before
+    installed.undo()
+    assert settings.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "why"),
+    [
+        (torch.cpu, "_is_amx_tile_supported", True, "with AMX oneDNN would round float32"),
+        (ftx_fast_machine, "slow_mkl", False, "MKL is as fast on this processor"),
+        (torch.backends.mkldnn, "is_available", False, "torch was built without oneDNN"),
+        (torch.ops.mkldnn, "_is_mkldnn_bf16_supported", False, "torch takes oneDNN for fp32 only with AVX-512, which this processor lacks"),
+    ],
+)
+def test_why_fp32_stays_with_the_usual_library(amd_with_avx512, monkeypatch, place, name, value, why):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    monkeypatch.setattr(place, name, lambda: value)
+    assert fp32_products(torch.nn.Linear(2, 2)).off == [f"products: {why}"]
+    assert fp32_products(torch.nn.Linear(2, 2).bfloat16()).off == ["products: no weights in float32"]
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 def test_settings_as_glibc_reads_them(monkeypatch):

@@ -183,7 +183,6 @@ def test_starts_that_change_the_base_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_suggested_optimizer_trains_on_a_gpu(directory):
     import bitsandbytes as bnb
 

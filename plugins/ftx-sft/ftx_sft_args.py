@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftx.errors import OptionError, did_you_mean
 from ftx.options import Text, coerce
+from ftx_fast import parts_of
 
 if TYPE_CHECKING:
     from ftx import Run
@@ -138,7 +139,9 @@ def arguments(options: Training, run: Run, *, autocast: bool, checkpointing: boo
         "report_to": "none",
         "disable_tqdm": True,
         "push_to_hub": False,
-        "dataloader_pin_memory": run.device == "cuda",
+        # whoever pins memory in a thread of its own breaks off a CUDA graph that is recorded meanwhile
+        "dataloader_pin_memory": run.device == "cuda" and not (options.dataloader_num_workers and "graphs" in parts_of(options.fast)),
+        "accelerator_config": {"non_blocking": run.device == "cuda"},  # else a batch's copy waits for all that the GPU has still to do
         **read_args(options)[0],
     }
     return {name: value for name, value in values.items() if name in known}

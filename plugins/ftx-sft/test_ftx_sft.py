@@ -751,7 +751,6 @@ def test_adapters_on_a_4_bit_model_train_in_fp32(adapt: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_on_a_gpu(dtype: torch.dtype, packing: bool, tmp_path: Path) -> None:
@@ -759,6 +758,33 @@ def test_on_a_gpu(dtype: torch.dtype, packing: bool, tmp_path: Path) -> None:
     trainer.train()
     assert trainer.args.fp16 is (dtype is torch.float16) and trainer.args.dataloader_pin_memory
     assert all(torch.isfinite(one).all() for one in trainer.model.parameters())
+
+
+@pytest.mark.gpu
+def test_offloaded_activations_on_a_gpu_change_nothing(tmp_path: Path) -> None:
+    after = []
+    for offload in (False, True):
+        model = lora(tiny_model()).cuda()
+        trainer = make_trainer(tmp_path, model, max_steps=2, args={"activation_offloading": offload}, run={"dtype": torch.float32, "device": "cuda"})
+        trainer.train()
+        after.append(weights(model))
+    for name, one in after[0].items():
+        torch.testing.assert_close(after[1][name], one, msg=name)
+
+
+def test_batches_go_to_a_gpu_without_waiting_for_it(tmp_path: Path) -> None:
+    """And not from pinned memory where graphs are recorded beside worker processes."""
+    from ftx_sft_args import arguments
+
+    run = make_run(tmp_path, device="cuda")
+
+    def given(**options: Any) -> tuple[Any, Any]:
+        found = arguments(SFT(**options), run, autocast=False, checkpointing=False)
+        return found["accelerator_config"], found["dataloader_pin_memory"]
+
+    assert given() == given(dataloader_num_workers=2) == given(fast=["auto", "graphs"]) == ({"non_blocking": True}, True)
+    assert given(fast=["auto", "graphs"], dataloader_num_workers=2) == ({"non_blocking": True}, False)
+    assert make_trainer(tmp_path).args.accelerator_config.non_blocking is False
 
 
 # --------------------------------------------------------------------------------------------------------------- options

@@ -26,7 +26,7 @@ from ftx import models
 
 MARKS = "<!-- gpu: begin -->", "<!-- gpu: end -->"
 #: Dense bf16 rates of cards, in operations a second.
-RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+RATES = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 BIG = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -50,7 +50,7 @@ LIMIT = 150
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["smollm2", "8B"], help="one of the two; both without it")
-    parser.add_argument("--steps", type=at_least(AUDITED + 1), default=20)
+    parser.add_argument("--steps", type=at_least(AUDITED + 2), default=20)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--worker", nargs=4, metavar=("SIDE", "MODEL", "ADAPTER", "ROWS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -142,15 +142,14 @@ def measured(side: str, path: Path, adapter: str, rows: int, steps: int, length:
 
     class Clock(TrainerCallback):
         def __init__(self):
-            self.seconds, self.losses = [], []
+            self.seconds, self.losses, self.began = [], [], None
 
         def on_step_begin(self, args, state, control, **kwargs):
+            """From beginning to beginning, as tests/toys/clock.py: with what the batch and the log cost."""
             torch.cuda.synchronize()
-            self.began = time.perf_counter()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self.began)
+            now = time.perf_counter()
+            self.seconds += [now - self.began] if self.began is not None else []
+            self.began = now
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             self.losses += [logs["loss"]] if "loss" in logs else []
@@ -188,6 +187,7 @@ def ours(side, path, adapter, rows, steps, dataset, tokenizer, clock, folder):
     from ftx.run import RunDir
 
     words = {"max_steps": steps, "per_device_train_batch_size": rows, "gradient_accumulation_steps": 1, "logging_steps": 1, "learning_rate": 2e-4}
+    words |= {"gradient_checkpointing": False}  # `ftx run` asks its plan, which has room for this on such cards
     words |= {"save_strategy": "no", "optim": OPTIMIZER, "fast": {"ftx": "auto", "ftx, graphs": "[auto,graphs]", "ftx, compile": "[auto,compile]"}[side]}
     assignments = tuple(f"trainer.{key}={value}" for key, value in words.items())
     recipe, hooks = resolve(merge({}, {"model": str(path), "data": "none", "adapter": adapter}, assignments), Catalogue())
