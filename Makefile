@@ -41,7 +41,9 @@ bench-full: bench
 	$(BIN)/python tests/benchmarks/choices.py
 	$(BIN)/python tests/benchmarks/learned.py
 	$(BIN)/python tests/benchmarks/startup.py
-	$(BIN)/python tests/benchmarks/generation.py --prompts 200 --dtype float32 --one-by-one
+	$(BIN)/python tests/benchmarks/generation.py
+	$(BIN)/python tests/benchmarks/rounding.py
+	$(BIN)/python tests/benchmarks/plan_grid.py
 
 docs: $(VENV)/.ftx-testable
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -1,13 +1,15 @@
-"""Generation for evaluation: ftx's generator beside transformers' `generate` in batches of 8 as they come.
+"""Generation for evaluation: ftx's generator beside transformers' `generate` in batches of 8 as they come; writes docs/benchmarks.md.
 
-`python tests/benchmarks/generation.py [--prompts N] [--dtype float32] [--run RUN] [--one-by-one]`: on snips' validation questions (or those
-of the example data, where snips is absent), smollm2 with a fresh LoRA adapter as a run's tuned model has one, or the tuned model of RUN.
-Prints seconds, ratios, and how many answers are the same token for token.
+`generation.py [--prompts N] [--dtype bfloat16] [--run RUN] [--one-by-one]`: on snips' validation questions (or those of the example data,
+where snips is absent), smollm2 with a fresh LoRA adapter as a run's tuned model has one, or the tuned model of RUN. Seconds, ratios, and how many
+answers have the same text. With a number or a dtype of its own it only prints.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from run import command, processor, replace
 
 from ftx import models
 from ftx.encode import prompt_text
@@ -25,6 +28,11 @@ from ftx_fast import generating
 REPO = Path(__file__).resolve().parent.parent.parent
 DATA = REPO / "examples" / "data" / "products-test.jsonl"
 SNIPS = REPO.parent / "shared" / "data" / "snips"
+
+
+MARKS = "<!-- generation: begin -->", "<!-- generation: end -->"
+#: What it is to come to beside batches of 8.
+BAR = 3.0
 
 
 def questions(count: int) -> list[str | list[dict[str, str]]]:
@@ -57,9 +65,9 @@ def plain(model, tokenizer, prompts, size: int, new: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--max-new-tokens", type=int, default=40)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--run", type=Path, help="a finished run, whose adapter is taken")
     parser.add_argument("--one-by-one", action="store_true", help="compare with one prompt at a time too")
@@ -92,10 +100,26 @@ def main() -> None:
             start = time.perf_counter()
             answers[name] = way()
             seconds[name].append(time.perf_counter() - start)
-    for name in ways:
-        same = sum(a == b for a, b in zip(answers["ftx"], answers[name], strict=True))
-        ratio = min(seconds[name]) / min(seconds["ftx"])
-        print(f"{name}: {min(seconds[name]):.1f} s, {ratio:.2f} times ftx's, {same} of {len(prompts)} answers equal ftx's")
+    ratios = {name: min(times) / min(seconds["ftx"]) for name, times in seconds.items()}
+    same = {name: sum(a == b for a, b in zip(answers["ftx"], said, strict=True)) for name, said in answers.items()}
+    others = [name for name in ways if name != "ftx"]
+    reached = "reached" if ratios["transformers, batches of 8"] >= BAR else "not reached"
+    lines = [
+        f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores: {len(prompts)} snips prompts, smollm2 with",
+        f"{'the adapter of a run' if given.run else 'a fresh LoRA adapter'}, at most {given.max_new_tokens} new tokens, {given.dtype}; the quickest of",
+        f"{given.rounds} rounds.",
+        "",
+        "| | seconds | ftx is faster | same answers |",
+        "|---|---|---|---|",
+        f"| ftx | {min(seconds['ftx']):.1f} | | |",
+        *(f"| {name} | {min(seconds[name]):.1f} | {ratios[name]:.2f} times | {same[name]} of {len(prompts)} |" for name in others),
+        "",
+        f"At least {BAR:g} times was asked for beside batches of 8: {reached}.",
+    ]
+    if len(prompts) == 200 and given.dtype == "float32" and SNIPS.is_dir():
+        replace(MARKS, lines)
+    else:
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

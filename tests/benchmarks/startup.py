@@ -1,6 +1,6 @@
-"""How long until the first step is done: `ftx run` and `trl sft`, the same rows, model and settings, in turns.
+"""How long until the first step is done: `ftx run` and `trl sft`, the same rows, model and settings, in turns; writes docs/benchmarks.md.
 
-`python tests/benchmarks/startup.py [--rounds N] [--rows N]`. Counted from the start of the command to the first line with a loss, a process
+`startup.py [--rounds N] [--rows N]`. Counted from the start of the command to the first line with a loss, a process
 of its own each time, and two steps of one row (of a single one ftx would measure the memory); TRL is asked to leave out its activation
 checkpointing and its bfloat16, which only cost on such a short run. The first round of each warms the disk and TRL's cache of tokens and is
 left out.
@@ -9,6 +9,7 @@ left out.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import resource
@@ -19,8 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import DATA, REPO
+from run import DATA, REPO, at_least, command, processor, replace
 
+MARKS = "<!-- startup: begin -->", "<!-- startup: end -->"
+#: What it may come to.
+BAR = 2.0
 #: One row: what is measured is the way to the first step, not the step.
 BATCH = 1
 
@@ -47,14 +51,14 @@ def commands(work: Path, rows: list[dict[str, str]]) -> dict[str, list[str]]:
     }
 
 
-def first_step(command: list[str], work: Path) -> tuple[float, float]:
+def first_step(words: list[str], work: Path) -> tuple[float, float]:
     """Seconds until a line with a loss stands there, and the seconds of processor time that the command took by then or later."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "FTX_CACHE": os.environ.get("FTX_CACHE", "")}
     if not environment["FTX_CACHE"]:
         del environment["FTX_CACHE"]
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     begun, seconds, said = time.perf_counter(), 0.0, []
-    with subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(words, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
@@ -68,7 +72,7 @@ def first_step(command: list[str], work: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     parser.add_argument("--rows", type=int, default=2000)
     given = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {}
@@ -78,14 +82,24 @@ def main() -> None:
         rows = [json.loads(line) for line in (work / "snips-train.jsonl").read_text().splitlines()][: given.rows]
         sides = commands(work, rows)
         for number in range(given.rounds + 1):
-            for name, command in sides.items():
-                seconds = first_step(command, work)
+            for name, words in sides.items():
+                seconds = first_step(words, work)
                 if number:
                     found.setdefault(name, []).append(seconds)
                 print(f"{name}: {seconds[0]:.1f} s, {seconds[1]:.1f} s of processors{'' if number else ' (not counted)'}", flush=True)
     middle = {name: statistics.median(seconds for seconds, _ in times) for name, times in found.items()}
     ratio = statistics.median(theirs[0] / ours[0] for theirs, ours in zip(found["trl sft"], found["ftx run"], strict=True))
-    print(f"{len(rows)} rows, first step: ftx run {middle['ftx run']:.1f} s, trl sft {middle['trl sft']:.1f} s: {ratio:.2f} times")
+    lines = [
+        f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores: seconds from the command to the first line with a loss, the same",
+        f"{len(rows):,} rows, two steps of one row, medians of {given.rounds} rounds in turns.",
+        "",
+        "| | seconds to the first step |",
+        "|---|---|",
+        *(f"| `{name}` | {seconds:.1f} |" for name, seconds in middle.items()),
+        "",
+        f"That is **{ratio:.2f} times** faster (at least {BAR:g} was asked for: {'reached' if ratio >= BAR else 'not reached'}).",
+    ]
+    replace(MARKS, lines)
 
 
 if __name__ == "__main__":
