@@ -89,7 +89,7 @@ def test_a_finished_row_leaves_its_slot_to_the_next_prompt(model, tokenizer, pro
     assert ending(prompts, max_new_tokens=20, temperature=0.9, seed=5) == sampled
 
 
-def test_a_model_with_another_cache_goes_through_transformers(tokenizer, prompts):
+def test_a_model_with_another_cache_goes_through_transformers_and_the_log_says_so(tokenizer, prompts, caplog):
     from transformers import AutoModelForCausalLM, MistralConfig
 
     from ftx.decode import Unfit, driven
@@ -100,6 +100,9 @@ def test_a_model_with_another_cache_goes_through_transformers(tokenizer, prompts
     with pytest.raises(Unfit):
         driven(sliding)
     generate = Generate(sliding, tokenizer)
+    with caplog.at_level("INFO", "ftx"):
+        generate(prompts[:1], max_new_tokens=1)
+    assert caplog.messages[0].startswith("answers come from transformers' own loop: its cache is no plain keys and values")
     assert generate(prompts[:9], max_new_tokens=12) == [generate([prompt], max_new_tokens=12)[0] for prompt in prompts[:9]]
 
 

@@ -79,12 +79,12 @@ def driven(model: Any) -> PreTrainedModel:
     """The transformers model in `model`, if its cache is plain keys and values of every token; Unfit otherwise."""
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None or inner.config.is_encoder_decoder or not set(inspect.signature(inner.forward).parameters) >= ARGUMENTS:
-        raise Unfit
+        raise Unfit("the model is no decoder that takes a mask, positions and a cache")
     config = inner.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     layers = DynamicCache(config=config).layers
     if not layers or any(type(layer) is not DynamicLayer for layer in layers) or rope.get("rope_type") in UNSTEADY:
-        raise Unfit
+        raise Unfit("its cache is no plain keys and values, or its rotary embedding depends on the longest row")
     return inner
 
 
@@ -169,7 +169,7 @@ class Decoder:
         last = torch.tensor([ids.shape[1] - 1], device=ids.device) if ids.shape[1] > 1 else 1
         out = self.model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
         if cache.get_seq_length() != mask.shape[1] or len(cache.layers) != self.layers:
-            raise Unfit  # virtual tokens in front, or layers that keep something else
+            raise Unfit("its cache holds other than the tokens given: virtual tokens, or layers that keep something else")
         return out.logits[:, -1]
 
     def take(self, slots: list[Slot], logits: Tensor) -> Iterator[tuple[int, list[int]]]:

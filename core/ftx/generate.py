@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
@@ -13,6 +14,8 @@ from ftx.encode import Messages, end_tokens, own_ends, prompt_text
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("ftx")
 
 #: Prompts in one batch, and the most tokens (prompt and answer, padding included) that one batch may hold.
 BATCH_ROWS, BATCH_TOKENS = 96, 16384
@@ -70,7 +73,8 @@ class Generate:
                     if self.progress:
                         self.progress(done, len(texts))
                 return answers
-            except _unfit():
+            except _unfit() as why:
+                log.info("answers come from transformers' own loop: %s", why)
                 done = 0
             for batch in _batches(ids, max_new_tokens):
                 own = [seeds[i] for i in batch] if seeds is not None else None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from ftx.columns import lengths
 from ftx.encode import IGNORE
 from ftx.errors import PluginError, RunError
 from ftx_fast import Fast, parts_of
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from ftx import Run
     from ftx_dpo import DPO
     from ftx_fast_prefixes import Tree
+
+logger = logging.getLogger(f"ftx.{__name__}")
 
 SIDES = ("chosen", "rejected")
 #: Micro-batches at the start of a process whose tokens are compared with the audited pairs.
@@ -48,7 +53,7 @@ def make_trainer(
     inner = inner_model(model)
     checkpointing = options.gradient_checkpointing
     if checkpointing is None:
-        longest = max(len(ids) for side in SIDES for ids in train_dataset[f"{side}_input_ids"])
+        longest = max(int(lengths(train_dataset, f"{side}_input_ids").max()) for side in SIDES)
         checkpointing = run.device == "cuda" and needs_checkpointing(inner, 2 * options.per_device_train_batch_size * longest)
     settings = arguments(options, run, autocast=autocasts(model, run.dtype), checkpointing=checkpointing)
     config = DPOConfig(**{**settings, "loss_type": options.losses})
@@ -159,6 +164,8 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
         """As for every trainer; a frozen reference has the shortcuts too."""
         if self.frozen is not None:
             self.frozen_fast = self.put_on(self.frozen)
+            for line in self.frozen_fast.off:
+                logger.info("not fast: the reference: %s", line)
         try:
             return super().train(*args, **keywords)
         finally:
@@ -248,8 +255,8 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
             if output_router_logits:  # routers do not balance padding; elsewhere right padding needs no mask
                 given |= {"output_router_logits": True, "attention_mask": attention_mask}
             fast = self.frozen_fast if model is self.frozen else self.fast
-            lengths, tree = (None, None) if output_router_logits else (lengths_of(attention_mask), tree)
-            found = self.supervised(model, given, labels, lengths, tree=tree, fast=fast)
+            ends, tree = (None, None) if output_router_logits else (lengths_of(attention_mask), tree)
+            found = self.supervised(model, given, labels, ends, tree=tree, fast=fast)
             padded = torch.zeros(keep.shape, device=labels.device).masked_scatter(keep, found.logps())
             if keep_for_kl:
                 self._reference_found = found if self._log_kl else None
@@ -307,7 +314,7 @@ class PreferenceTrainer(OnLoan, DPOTrainer):  # type: ignore[misc]
 def _numbered(encoded: Dataset) -> Dataset:
     """The token columns, and each pair's number in `row`."""
     columns = [f"{side}_{what}" for side in SIDES for what in ("input_ids", "labels")]
-    return encoded.select_columns(columns).add_column("row", list(range(len(encoded))))
+    return encoded.select_columns(columns).add_column("row", np.arange(len(encoded)))
 
 
 def check_pairs(batch: dict[str, Any], encoded: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from ftx_fast_head import Head
     from ftx_fast_installed import Installed
     from ftx_fast_prefixes import Tree
+
+logger = logging.getLogger(f"ftx.{__name__}")
 
 #: What each part does.
 PARTS = {
@@ -144,6 +147,8 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, reco
 def generating(model: nn.Module, parts: Sequence[str] = tuple(PARTS)) -> Iterator[Fast]:
     """While a model generates: of these parts those that a forward pass without gradients gains from."""
     fast = install(model, [part for part in parts if part in GENERATING], generates=True)
+    for line in fast.off:
+        logger.debug("not fast: generation: %s", line)
     try:
         yield fast
     finally:

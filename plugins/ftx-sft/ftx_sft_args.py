@@ -113,6 +113,8 @@ def arguments(options: Training, run: Run, *, autocast: bool, checkpointing: boo
     own = {"args", "save_steps", "eval_steps", "gradient_checkpointing", "early_stopping_patience", "precompute_ref_log_probs"}
     taken = {field.name for field in dataclasses.fields(options)} - own
     judged = options.early_stopping_patience is not None or options.load_best_model_at_end
+    # a thread that pins memory breaks off a CUDA graph that is recorded meanwhile
+    pinned = run.device == "cuda" and not (options.dataloader_num_workers and "graphs" in parts_of(options.fast))
     values = {
         **{name: getattr(options, name) for name in taken},
         "output_dir": str(run.directory.checkpoints),
@@ -139,9 +141,8 @@ def arguments(options: Training, run: Run, *, autocast: bool, checkpointing: boo
         "report_to": "none",
         "disable_tqdm": True,
         "push_to_hub": False,
-        # whoever pins memory in a thread of its own breaks off a CUDA graph that is recorded meanwhile
-        "dataloader_pin_memory": run.device == "cuda" and not (options.dataloader_num_workers and "graphs" in parts_of(options.fast)),
-        "accelerator_config": {"non_blocking": run.device == "cuda"},  # else a batch's copy waits for all that the GPU has still to do
+        "dataloader_pin_memory": pinned,
+        "accelerator_config": {"non_blocking": pinned},  # else a batch's copy waits for all that the GPU has still to do
         **read_args(options)[0],
     }
     return {name: value for name, value in values.items() if name in known}

@@ -783,7 +783,7 @@ def test_batches_go_to_a_gpu_without_waiting_for_it(tmp_path: Path) -> None:
         return found["accelerator_config"], found["dataloader_pin_memory"]
 
     assert given() == given(dataloader_num_workers=2) == given(fast=["auto", "graphs"]) == ({"non_blocking": True}, True)
-    assert given(fast=["auto", "graphs"], dataloader_num_workers=2) == ({"non_blocking": True}, False)
+    assert given(fast=["auto", "graphs"], dataloader_num_workers=2) == ({"non_blocking": False}, False)
     assert make_trainer(tmp_path).args.accelerator_config.non_blocking is False
 
 

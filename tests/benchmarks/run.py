@@ -1,10 +1,11 @@
 """make bench, make bench-full: ftx beside TRL as it comes and TRL tuned, on the same rows, settings and seed; writes docs/benchmarks.md.
 
-`run.py [--more] [--steps N] [--repeats N]`; `run.py WORKLOAD...` prints only. Each run is a process of its own and the sides take turns, A B C A B C; times are
-seconds from one optimizer step's beginning to the next one's, by one clock for every side (tests/toys/clock.py; the first two of each run
-are left out, so that start-up does not count), memory is what the process held at most above what it held when training began. Losses
-and gradient norms stand beside them, so that nobody wins by not learning. Where FTX_BENCH_PEERS names the directory of an environment
-with LLaMA-Factory, that takes its turn too.
+`run.py [--more] [--steps N] [--repeats N]`; `run.py WORKLOAD...` prints only. Each run is a process of its own and the sides take turns,
+A B C A B C. Times are seconds from one optimizer step's beginning to the next one's, by one clock for every side (tests/toys/clock.py); the
+first two of each run are left out, so that start-up does not count (the difference of two lengths of run would have the noise of two start-ups).
+Memory is what the process held at most, and that above what it held when training began. Losses and gradient norms stand beside
+them, so that nobody wins by not learning. Where FTX_BENCH_PEERS names the directory of an environment with LLaMA-Factory, that
+takes its turn too.
 """
 
 from __future__ import annotations
