@@ -32,6 +32,8 @@ LONGEST = 128
 SMALL = 1_000_000_000
 #: Graphs that are kept; a further shape runs as without them.
 GRAPHS = 32
+#: Each has gradients of its own for whatever trains: bytes that all together may take.
+GRADIENTS = 4 << 30
 
 #: What a layer is given that it can do without, or that a graph is made for.
 KNOWN = ("attention_mask", "position_embeddings", "position_ids", "cache_position", "use_cache")
@@ -149,8 +151,9 @@ class Graphs:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         key = (*hidden.shape, hidden.dtype, hidden.requires_grad, cos.dtype, len(offsets), longest, autocast)
         if key not in self.known:
-            if len(self.known) >= GRAPHS:
-                self.say(f"more than {GRAPHS} shapes; the further ones run as without")
+            most = min(GRAPHS, max(1, GRADIENTS // sum(one.nbytes for layer in self.layers for one in layer.parameters() if one.requires_grad)))
+            if len(self.known) >= most:
+                self.say(f"more than {most} shapes; the further ones run as without")
                 return None
             self.known[key] = self.recorded(Body(self.layers, self.forwards, longest), given)
         return self.known[key]

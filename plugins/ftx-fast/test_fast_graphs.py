@@ -179,9 +179,10 @@ def test_what_cannot_be_recorded_runs_as_ever_and_is_said(caplog):
     attention.undo()
 
 
-def test_no_more_graphs_than_are_kept(monkeypatch, recorded, caplog):
+@pytest.mark.parametrize("bound", ["GRAPHS", "GRADIENTS"])
+def test_no_more_graphs_than_are_kept(monkeypatch, recorded, caplog, bound):
     model, recorder = recorded
-    monkeypatch.setattr(ftx_fast_graphs, "GRAPHS", 1)
+    monkeypatch.setattr(ftx_fast_graphs, bound, 1)
     with caplog.at_level("INFO", logger="ftx"):
         gradients(model, batch(3, 9), batch(200, 90), batch(3, 9), batch(200, 90))
     assert len(recorder.recorded) == 1 and len(recorder.runs) == 2
