@@ -159,7 +159,6 @@ from ftx.hooks import Hooks
 from ftx.models import load_tokenizer
 from ftx.prepare import prepare
 from ftx.testing import make_run
-from ftx.testing.tiny import tiny_model_dir
 from ftx_formats import Alpaca
 from ftx_sft import SFT
 
@@ -239,7 +238,7 @@ finally:
 @pytest.mark.full
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_whole_run_over_many_rows_needs_little_more_memory(tmp_path):
-    """Encoding, audit, plan, and the trainer's order: 100 to 300 bytes a row of memory that is no file's."""
+    """Encoding, audit, plan, and the trainer's order: 100 to 500 bytes a row of memory that is no file's."""
     model, chosen = tiny_model_dir(tmp_path / "model"), random.Random(1)
     words = ["".join(chosen.choices("abcdefghij", k=6)) for _ in range(3000)]
     peaks = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> 
     two sequences begin with alike counts once, and of positions if it is padded. None where a DataLoader does not tell: rows of unknown
     length, an order that hangs on whatever drew random numbers before, several processes. It is left as it was.
     """
+    import numpy
     from accelerate.data_loader import SeedableRandomSampler
     from torch.utils.data import BatchSampler, SequentialSampler
 
@@ -25,17 +27,18 @@ def sizes_of_steps(loader: Any, *, accumulation: int, after: int, last: int) -> 
     except (AttributeError, KeyError, TypeError, IndexError):
         return None
     steps = math.ceil(len(batches) / accumulation)
+    tokens, longest = lengths.sum(1), lengths.max(1, initial=0)
+    once = tokens - alike if len(alike) else tokens
     found: dict[int, tuple[int, ...]] = {}
     for epoch in range(after // steps, math.ceil(last / steps)):
-        for number, batch in enumerate(epoch_of(batches, epoch)):
+        some = list(itertools.islice(epoch_of(batches, epoch), (last - epoch * steps) * accumulation))
+        rows, counts = numpy.fromiter(itertools.chain.from_iterable(some), numpy.int64), numpy.array([len(batch) for batch in some])
+        starts = counts.cumsum() - counts
+        padded = numpy.maximum.reduceat(longest[rows], starts) * counts * lengths.shape[1]
+        sums = (numpy.add.reduceat(one[rows], starts).tolist() for one in (tokens, once))
+        for number, sizes in enumerate(zip(*sums, padded.tolist(), strict=True)):
             step = epoch * steps + number // accumulation + 1
-            if step > last:
-                break
             if step > after:
-                sequences = lengths[batch]
-                tokens = int(sequences.sum())
-                once = tokens - (int(alike[batch].sum()) if len(alike) else 0)
-                sizes = tokens, once, int(sequences.max()) * sequences.size
                 found[step] = tuple(map(max, sizes, found.get(step, sizes)))
     return found
 

@@ -41,7 +41,7 @@ class Peak(TrainerCallback):  # type: ignore[misc]
         kept = checkpoint / MEASURED if checkpoint else None
         self.earlier: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept and kept.exists() else {}
         self.began: float | None = None
-        self.since = time.monotonic()
+        self.since: float | None = None  # the end of the step before; None where something else came between
         self.peak, self.about = 0, dict[str, Any]()
         self.longest = self.tokens = 0
         self.steps = list[tuple[float, int, bool]]()  # seconds, positions that went through the model, whether measured
@@ -57,7 +57,6 @@ class Peak(TrainerCallback):  # type: ignore[misc]
             torch.cuda.reset_peak_memory_stats()
         self.looks = self._worth_a_look(train_dataloader, args, state)
         self.model, self.began = model, time.monotonic()
-        self.since = self.began
         self.hook = model.register_forward_pre_hook(self._forward, with_kwargs=True)
 
     def _worth_a_look(self, loader: Any, args: Any, state: Any) -> set[int] | None:
@@ -72,6 +71,8 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         self.looking = self.working and (self.looks is None or state.global_step + 1 in self.looks)
+        if self.since is None:
+            self.since = time.monotonic()
         self.positions, self.batch, self.has_states = 0, 0, bool(self.steps) or bool(getattr(optimizer, "state", None))
 
     def _forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -140,19 +141,18 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step lasts from the end of the one before: what a GPU has still to do when it ends is waited for in the next one."""
-        now = time.monotonic()
-        self.steps.append((now - self.since, self.positions, self.batch > 0))
-        self.since = now
+        before, self.since = self.since, time.monotonic()
+        self.steps.append((self.since - (self.since if before is None else before), self.positions, self.batch > 0))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.since = time.monotonic()
+        self.since = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         self.tokens = int((logs or {}).get("tokens", self.tokens))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._keep(f"checkpoint-{state.global_step}")
-        self.since = time.monotonic()
+        self.since = None
 
     def _keep(self, checkpoint: str | None = None) -> None:
         """Write what is known into plan.json, and into a checkpoint that was just saved."""

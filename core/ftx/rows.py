@@ -171,7 +171,7 @@ def largest_batches(rows: Rows, size: int, longest: int | None = None) -> Iterat
     sequence's beginning."""
     import numpy
 
-    cut = numpy.minimum(rows.lengths, longest) if longest else rows.lengths
+    cut = numpy.minimum(rows.lengths, min(longest, 2**31 - 1)) if longest else rows.lengths
     alike = numpy.minimum(rows.alike, cut.min(1)) if len(rows.alike) else numpy.zeros(len(cut), numpy.int32)
     orders = [numpy.argsort(-cut.max(1), kind="stable")[:size]]
     if len(rows.alike):

@@ -100,11 +100,10 @@ class Fast:
         return {**given, **tree.arguments(given["input_ids"], fill, self.multiple)}
 
 
-def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, recomputed: bool = False, generates: bool = False) -> Fast:
+def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, recomputed: bool = False) -> Fast:
     """Put the named parts on an adapted model; whatever does not apply is left as it was and named in `off`.
 
     `noise`: its embeddings are given some while it trains. `recomputed`: activations are computed again in the backward pass.
-    `generates`: it only answers, few rows at a time.
     """
     from ftx_fast_machine import fp32_products, keep_memory
 
@@ -127,7 +126,7 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, reco
         if "lora" in parts and any(hasattr(module, "lora_A") for module in model.modules()):
             from ftx_fast_lora import install as lora
 
-            fast.installed.append(lora(model, generates=generates))
+            fast.installed.append(lora(model))
         if "head" in parts:
             from ftx_fast_head import install as head
 
@@ -146,7 +145,7 @@ def install(model: nn.Module, parts: Sequence[str], *, noise: bool = False, reco
 @contextmanager
 def generating(model: nn.Module, parts: Sequence[str] = tuple(PARTS)) -> Iterator[Fast]:
     """While a model generates: of these parts those that a forward pass without gradients gains from."""
-    fast = install(model, [part for part in parts if part in GENERATING], generates=True)
+    fast = install(model, [part for part in parts if part in GENERATING])
     for line in fast.off:
         logger.debug("not fast: generation: %s", line)
     try:

@@ -230,8 +230,6 @@ def install(model: nn.Module, flash: bool = True) -> Installed:
     configs |= {id(config): config, id(inner.config): inner.config}
     before = [(one, one._attn_implementation) for one in configs.values()]
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
-    if parameter.is_cuda:  # it makes a plan for each new length, and padded batches have many
-        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def undo() -> None:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
@@ -246,6 +244,8 @@ def install(model: nn.Module, flash: bool = True) -> Installed:
             why = str(error).splitlines()[0]
         else:
             if config._attn_implementation == name:
+                if parameter.is_cuda:  # it makes a plan for each new length, and padded batches have many
+                    torch.backends.cuda.enable_cudnn_sdp(False)
                 return Installed(undo, on=["attention by flash-attention" if name != NAME else "attention without a mask, segment by segment"])
             why = "the model does not go through transformers' AttentionInterface"
         undo()

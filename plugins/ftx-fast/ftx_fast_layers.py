@@ -223,7 +223,7 @@ def install(model: nn.Module, parts: Collection[str] = tuple(PARTS)) -> Installe
     """Give each module that is known by what it does a forward of its own; `parts` are names of PARTS."""
     kinds = {parameter.device.type for parameter in model.parameters()}
     if any(kernels(kind) is None for kind in kinds):
-        return Installed(lambda: None, off=["layers: these are for a CPU, and for a GPU of compute capability 7.0 with Triton"])
+        return Installed(lambda: None, off=["layers: these are for a CPU, and for a GPU of compute capability 7.0 with Triton and a C compiler"])
     put: list[nn.Module] = []
     counts = dict.fromkeys(parts, 0)
     wide: set[int] = set()

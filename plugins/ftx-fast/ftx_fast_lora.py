@@ -24,6 +24,8 @@ logger = logging.getLogger(f"ftx.{__name__}")
 
 #: How finely a rate of dropout is kept.
 DRAWS = 2**16
+#: Rows that bitsandbytes multiplies with a 4-bit weight as it is, on a GPU.
+FEW = 4
 #: Siblings that are called with one input.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -234,6 +236,11 @@ class One:
             return False
         return True
 
+    def is_few(self, x: Tensor) -> bool:
+        """Whether bitsandbytes multiplies these rows without unpacking the weight, on a GPU and without gradients: as answers are made."""
+        packed = x.is_cuda and hasattr(self.frozen.layer.weight, "quant_state")
+        return packed and x.numel() <= FEW * x.shape[-1] and not torch.is_grad_enabled()
+
     def base(self, x: Tensor) -> Tensor:
         """x [..., in] -> what the layer gives while its update is 0, to the bit: the order of sums is the same."""
         layer, rows = self.frozen, x.reshape(-1, x.shape[-1])
@@ -287,6 +294,8 @@ class Group:
         if given is x and out is not None:
             return out
         one = self.ones[number]
+        if one.is_few(x):
+            return one.usual(x, *args, **kwargs)
         if not args and not kwargs and one.is_off(x):
             with torch.autocast(x.device.type, enabled=False):
                 return one.base(x.to(one.frozen.dtype))
@@ -308,11 +317,8 @@ class Group:
         return outs[together.index(number)]
 
 
-def install(model: nn.Module, generates: bool = False) -> Installed:
-    """Every layer of peft's that is plain LoRA or DoRA on a frozen linear layer, in full precision or 4 bits; the rest stays peft's.
-
-    `generates`: the model only answers. Then layers of 4 bits on a GPU stay too: bitsandbytes multiplies few rows without unpacking.
-    """
+def install(model: nn.Module) -> Installed:
+    """Every layer of peft's that is plain LoRA or DoRA on a frozen linear layer, in full precision or 4 bits; the rest stays peft's."""
     from peft.tuners.lora.layer import Linear, LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -327,10 +333,7 @@ def install(model: nn.Module, generates: bool = False) -> Installed:
     known: dict[int, One] = {}
     reasons: dict[str, int] = {}
     for layer in layers:
-        why = unfit(layer, kinds)
-        if not why and generates and layer.base_layer.weight.is_cuda and hasattr(layer.base_layer.weight, "quant_state"):
-            why = "few rows times 4 bits"
-        if why:
+        if why := unfit(layer, kinds):
             reasons[why] = reasons.get(why, 0) + 1
         else:
             known[id(layer)] = One(layer, Frozen(layer.base_layer, buffers), layer.forward)

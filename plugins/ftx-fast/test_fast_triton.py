@@ -1,6 +1,6 @@
 """The kernels of norms, rotary embedding, SwiGLU and the head: the numbers and gradients of the functions for a CPU.
 
-Where there is a GPU they run on it; else in Triton's interpreter, which takes the same code a program at a time on a CPU.
+With `pytest -m gpu` they run on a GPU; else in Triton's interpreter, which takes the same code a program at a time on a CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 import ftx_fast_layers as plain  # noqa: E402
 import ftx_fast_triton as fast  # noqa: E402

@@ -55,9 +55,10 @@ class Bare:
     """A trainer's steps one at a time, so that they can be taken in turns with something else in one thread. Of ftx-fast these parts are on,
     and `memory`, which stays with the process."""
 
-    def __init__(self, words: list[str], directory: Path, parts: Sequence[str] = tuple(PARTS)) -> None:
+    def __init__(self, words: list[str], directory: Path, parts: Sequence[str] = tuple(PARTS), *, off_between: bool = False) -> None:
+        """`off_between`: the parts are taken off between steps, for others of the process that have other parts: some of it is the process's."""
         keep_memory()
-        self.parts = [part for part in parts if part != "memory"]
+        self.parts, self.off_between = [part for part in parts if part != "memory"], off_between
         self.trainer = trainer_of(words, directory, [])
         self.trainer.model.train()
         if self.trainer.args.activation_checkpointing:  # else the trainer's loop does it
@@ -74,11 +75,13 @@ class Bare:
 
     def step(self, batch: dict[str, Any]) -> float:
         """Seconds of a whole step: forward, backward, optimizer (behind which DoRA's norms are found anew). `positions` went through the model."""
-        fast = self.trainer.fast = install(self.trainer.model, self.parts)  # and off again, for some of it is the process's
+        if not self.trainer.fast.installed:
+            self.trainer.fast = install(self.trainer.model, self.parts)
         began = time.perf_counter()
         passes(self.trainer, batch)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
         seconds = time.perf_counter() - began
-        fast.undo()
+        if self.off_between:
+            self.trainer.fast.undo()
         return seconds

@@ -40,7 +40,7 @@ def test_a_step_is_timed_with_all_that_lies_between_it_and_the_next(tmp_path):
     watch.on_train_end(None, None, None)
     noted = json.loads((tmp_path / "noted.json").read_text())
     assert len(noted["seconds"]) == 3 and min(noted["seconds"]) >= 0.05
-    assert noted["held"] > 2**26 > noted["peak"]  # an interpreter with torch, of which training holds little
+    assert noted["held"] > 2**26 and noted["peak"] < noted["held"]  # an interpreter with torch
     assert len(noted["losses"]) == 4 and run.step_of({"seconds": [9, 9, *noted["seconds"]]}) >= 0.05
 
 
