@@ -141,8 +141,10 @@ class Peak(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A step lasts from the end of the one before: what a GPU has still to do when it ends is waited for in the next one."""
-        before, self.since = self.since, time.monotonic()
-        self.steps.append((self.since - (self.since if before is None else before), self.positions, self.batch > 0))
+        now = time.monotonic()
+        assert self.since is not None
+        self.steps.append((now - self.since, self.positions, self.batch > 0))
+        self.since = now
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.since = None
