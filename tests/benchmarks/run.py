@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def main() -> None:
         sys.exit("the data is not at ../shared/data: nothing was measured")
     os.environ["HF_HUB_OFFLINE"] = "1"
     found: dict[str, dict[str, list[dict]]] = {}
+    asked.began = time.monotonic()
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         files = write_data(Path(folder))
@@ -267,7 +269,7 @@ def page_of(found: dict[str, dict[str, list[dict]]], asked: argparse.Namespace) 
     return [
         f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {', '.join(versions)}.",
         f"Matrix products of 1200 x 576 x 1536 in GFLOP/s: {machine}. SmolLM2-135M-Instruct, rank 16, 16 rows (DPO: 2 pairs) a step,",
-        f"runs of {asked.steps} steps, {asked.repeats} of each side, in turns.",
+        f"runs of {asked.steps} steps, {asked.repeats} of each side, in turns, all in {(time.monotonic() - asked.began) / 60:.0f} minutes.",
         "Useful: tokens that are no padding, of all positions that go through the model (DPO: not its reference); above 100 % where what rows",
         "begin with alike goes through once.",
         "",

@@ -63,7 +63,8 @@ def test_the_page_says_what_was_measured(monkeypatch):
     """On invented runs of two turns: the ratio is the median of the turns' own, a bar that was missed is named, and each side has its length in the picture."""
     monkeypatch.setattr(run, "speeds", lambda: {"bfloat16": 400.0})
     sides = {"ftx": [invented(1.0, 1 << 30, 12000), invented(2.0, 1 << 30, 12000)], "TRL": [invented(3.0, 1 << 31), invented(9.0, 1 << 31)]}
-    text = "\n".join(run.page_of({"snips, LoRA": sides}, argparse.Namespace(steps=8, repeats=2)))
+    text = "\n".join(run.page_of({"snips, LoRA": sides}, argparse.Namespace(steps=8, repeats=2, began=time.monotonic() - 125)))
+    assert "runs of 8 steps, 2 of each side, in turns, all in 2 minutes." in text
     assert "| snips, LoRA | ftx | 1.50 | 1000 | 75% |  | 2048 | 1024 | 1.5000 | 1.000 |" in text
     assert "| snips, LoRA | TRL | 6.00 | 250 | 75% | 3.75 times | 4096 | 2048 | 1.5000 | 1.000 |" in text
     assert "| tokens/s, LoRA on snips, ftx / TRL | at least 3.5 | 3.750 | yes |" in text
