@@ -73,8 +73,8 @@ class Frozen:
 class Adapted(torch.autograd.Function):
     """x [..., in] and n frozen layers, each with A [r, in], B [out, r], s and (DoRA) m [out] -> n outputs [..., out].
 
-    LoRA: x W^T + s (d(x) A^T) B^T + b; d drops the share `rate` of each layer's inputs, for each anew. DoRA: m / |W + s B A| times
-    the first two, + b, without dropout; the norm counts as a constant.
+    LoRA: x W^T + s (d(x) A^T) B^T + b; d drops the share `rate` of each layer's inputs, for each anew. DoRA, with c = m / |W + s B A|,
+    whose norm counts as a constant: c (x W^T + s (x A^T) B^T) + b; with dropout, as in peft, x W^T + (c - 1) d(x) W^T + c s (d(x) A^T) B^T + b.
 
     The update comes first, and the large product is added to it before it is rounded (`addmm_` sums in fp32), forward and backward.
     The other way round, an update smaller than half of bf16's spacing there would be added to a rounded number and lost: so are
@@ -86,25 +86,33 @@ class Adapted(torch.autograd.Function):
         n = len(frozen)
         downs, ups, sizes = trained[:n], trained[n : 2 * n], trained[2 * n :]
         rate = round(rate * DRAWS) / DRAWS
-        scales = [scale / (1 - rate) for scale in scales]
+        grown = 1 / (1 - rate)
+        scales = [scale * grown for scale in scales]
         ctx.frozen, ctx.scales, ctx.shape = frozen, scales, x.shape
         x = x.reshape(-1, x.shape[-1])
         down = torch.cat([a.to(x.dtype) for a in downs]) if n > 1 else downs[0].to(x.dtype)
         ranks = [len(a) for a in downs]
-        masks = [dropped(x, rate) for _ in frozen] if rate else []
-        low = torch.cat([x.masked_fill(mask, 0) @ a.mT for mask, a in zip(masks, down.split(ranks), strict=True)], 1) if masks else x @ down.mT
+        masks = [dropped(x, rate) if rate else None for _ in frozen]
+        low = torch.cat([x.masked_fill(mask, 0) @ a.mT for mask, a in zip(masks, down.split(ranks), strict=True)], 1) if rate else x @ down.mT
         outs, kept = [], []
-        for layer, scale, b, size, part in zip(frozen, scales, ups, sizes, low.split(ranks, 1), strict=True):
-            out = added(part @ b.mul(scale).to(x.dtype).mT, x, layer)
-            if size is not None:  # nothing is dropped then: `scale` is s
-                a = downs[len(outs)]
-                norm = norms(layer, a, b, scale)
-                kept += [out, norm]
-                out = scaled(out, size / norm)
+        for layer, scale, mask, a, b, size, part in zip(frozen, scales, masks, downs, ups, sizes, low.split(ranks, 1), strict=True):
+            update = part @ b.mul(scale).to(x.dtype).mT
+            if size is None:
+                out = added(update, x, layer)
+            else:
+                norm = norms(layer, a, b, scale / grown)
+                by = size / norm
+                if mask is None:
+                    through = added(update, x, layer)
+                    out = scaled(through, by)
+                else:
+                    through = added(update.clone(), x.masked_fill(mask, 0), layer, grown)
+                    out = added(update.add_(scaled(through, by - 1)), x, layer)
+                kept += [through, norm]
             if (bias := layer.bias(x.dtype)) is not None:
                 out += bias
             outs.append(out.view(*ctx.shape[:-1], -1))
-        ctx.ranks, ctx.masks = ranks, len(masks)
+        ctx.ranks, ctx.grown = ranks, grown
         ctx.save_for_backward(x, low, down, *ups, *sizes, *masks, *kept)
         return tuple(outs)
 
@@ -113,32 +121,44 @@ class Adapted(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, low, down, *rest = ctx.saved_tensors
         n = len(ctx.frozen)
-        ups, sizes, masks, kept = rest[:n], rest[n : 2 * n], rest[2 * n : 2 * n + ctx.masks], iter(rest[2 * n + ctx.masks :])
+        ups, sizes, masks, kept = rest[:n], rest[n : 2 * n], rest[2 * n : 3 * n], iter(rest[3 * n :])
         lows = torch.empty_like(low)
         low_parts = lows.split(ctx.ranks, 1)
         dups: list[Tensor] = []
         dsizes: list[Tensor | None] = []
-        plain_grads: list[Tensor] = []  # of x W^T + s (d(x) A^T) B^T
-        for scale, b, size, grad, part, into in zip(ctx.scales, ups, sizes, grads, low.split(ctx.ranks, 1), low_parts, strict=True):
-            grad = grad.reshape(len(x), -1)
-            if size is None:
-                dsizes.append(None)
-            else:
-                plain, norm = next(kept), next(kept)
-                grad, along = scaled_back(grad, plain, size / norm)
-                dsizes.append((along / norm).to(size.dtype))
+        whole_grads: list[Tensor] = []  # of x W^T
+        more_grads: list[Tensor | None] = []  # of d(x) W^T
+        for scale, mask, b, size, grad, part, into in zip(ctx.scales, masks, ups, sizes, grads, low.split(ctx.ranks, 1), low_parts, strict=True):
+            whole = grad = grad.reshape(len(x), -1)
+            dsize = more = None
+            if size is not None:
+                through, norm = next(kept), next(kept)
+                by = size / norm
+                grad, along = scaled_back(whole, through, by)
+                dsize = (along / norm).to(size.dtype)
+                if mask is None:
+                    whole = grad
+                else:
+                    more = scaled(whole, by - 1)
+            dsizes.append(dsize)
+            whole_grads.append(whole)
+            more_grads.append(more)
             torch.mm(grad, b.mul(scale).to(x.dtype), out=into) if into.is_contiguous() else into.copy_(grad @ b.mul(scale).to(x.dtype))
             dups.append((grad.mT @ part).to(b.dtype).mul_(scale))
-            plain_grads.append(grad)
         dx: Tensor | None = None
+        drops = masks[0] is not None
         if ctx.needs_input_grad[0]:
-            dx = torch.zeros_like(x) if masks else lows @ down
-            for mask, part, a in zip(masks, low_parts, down.split(ctx.ranks), strict=bool(masks)):
-                dx += (part @ a).masked_fill_(mask, 0)
-            for layer, grad in zip(ctx.frozen, plain_grads, strict=True):
+            dx = torch.zeros_like(x) if drops else lows @ down
+            for layer, mask, part, a, more in zip(ctx.frozen, masks, low_parts, down.split(ctx.ranks), more_grads, strict=True):
+                if mask is not None:
+                    kept_part = part @ a
+                    if more is not None:
+                        kept_part.addmm_(more, layer.weight(x.dtype), alpha=ctx.grown)
+                    dx += kept_part.masked_fill_(mask, 0)
+            for layer, grad in zip(ctx.frozen, whole_grads, strict=True):
                 dx.addmm_(grad, layer.weight(x.dtype))
             dx = dx.view(ctx.shape)
-        ddowns = [part.mT @ x.masked_fill(mask, 0) for part, mask in zip(low_parts, masks, strict=True)] if masks else (lows.mT @ x).split(ctx.ranks)
+        ddowns = [part.mT @ x.masked_fill(mask, 0) for part, mask in zip(low_parts, masks, strict=True)] if drops else (lows.mT @ x).split(ctx.ranks)
         return dx, None, None, None, *(ddown.to(ups[0].dtype) for ddown in ddowns), *dups, *dsizes
 
 
@@ -156,9 +176,9 @@ def dropped(x: Tensor, rate: float) -> Tensor:
     return mask.copy_(torch.from_numpy(bits < round(rate * DRAWS) - DRAWS // 2).view(x.shape))
 
 
-def added(update: Tensor, x: Tensor, layer: Frozen) -> Tensor:
-    """`update` [n, out], written over, and x [n, in] W^T in one sum, rounded once."""
-    return update.addmm_(x, layer.weight(x.dtype).mT)
+def added(update: Tensor, x: Tensor, layer: Frozen, times: float = 1.0) -> Tensor:
+    """`update` [n, out], written over, and `times` x [n, in] W^T in one sum, rounded once."""
+    return update.addmm_(x, layer.weight(x.dtype).mT, alpha=times)
 
 
 def scaled(x: Tensor, by: Tensor) -> Tensor:
@@ -390,6 +410,4 @@ def unfit(layer: Any, kinds: tuple[type, ...]) -> str:
     variant = layer.lora_variant.get(names[0])
     if variant is not None and not isinstance(variant, DoraLinearVariant):
         return f"the variant {type(variant).__name__}"
-    if variant is not None and getattr(drop, "p", 0):
-        return "DoRA with dropout"
     return ""

@@ -46,7 +46,7 @@ def shaped(adapter: LoRA, shape: Shape, *, dora: bool = False) -> Shape:
 def memory(adapter: LoRA, shape: Shape, *, dora: bool = False) -> dict[str, int]:
     """Bytes by kind; adapters and their gradients are float32."""
     found, e, r = adapted(adapter, shape), shape.compute, adapter.r
-    fused = "lora" in shape.fused and not (dora and adapter.dropout) and shape.packed != 8
+    fused = "lora" in shape.fused and shape.packed != 8
     groups = [[name for name in names if name in found] for names in (*SIBLINGS, ("o_proj",), ("down_proj",))]
     inputs = [found[names[0]][0] for names in groups if names and names != ["o_proj"]]  # its input is the attention's output
     outputs = sum(o for _, o in found.values())

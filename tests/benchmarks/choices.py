@@ -21,22 +21,26 @@ MARKS = "<!-- choices: begin -->", "<!-- choices: end -->"
 FLOAT32 = ["--dtype", "float32"]
 RECOMPUTED = ["-o", "trainer.gradient_checkpointing=true"]
 DROPOUT = ["-o", "adapter.lora_dropout=0.05"]
-#: What it is called -> what `ftx run` is told, and the parts of ftx-fast that are on.
+WITHOUT = [part for part in PARTS if part != "lora"]
+#: What it is called -> the adapter, what else `ftx run` is told, and the parts of ftx-fast that are on.
 WAYS = {
-    "all": ([], list(PARTS)),
-    "off": ([], []),
-    "all, float32": (FLOAT32, list(PARTS)),
-    "off, float32": (FLOAT32, []),
-    "all, recomputed": (RECOMPUTED, list(PARTS)),
-    "off, recomputed": (RECOMPUTED, []),
-    "all, dropout": (DROPOUT, list(PARTS)),
-    "all but lora, dropout": (DROPOUT, [part for part in PARTS if part != "lora"]),
+    "all": ("lora", [], list(PARTS)),
+    "off": ("lora", [], []),
+    "all, float32": ("lora", FLOAT32, list(PARTS)),
+    "off, float32": ("lora", FLOAT32, []),
+    "all, recomputed": ("lora", RECOMPUTED, list(PARTS)),
+    "off, recomputed": ("lora", RECOMPUTED, []),
+    "all, dropout": ("lora", DROPOUT, list(PARTS)),
+    "all but lora, dropout": ("lora", DROPOUT, WITHOUT),
+    "all, DoRA's dropout": ("dora", DROPOUT, list(PARTS)),
+    "all but lora, DoRA's dropout": ("dora", DROPOUT, WITHOUT),
 }
 #: What is chosen, and the ways that are compared: without it, with it.
 LINES = [
     ("a frozen base in bfloat16, not float32", [("off, float32", "off"), ("all, float32", "all")]),
     ("activations kept, not recomputed", [("off, recomputed", "off"), ("all, recomputed", "all")]),
-    ("dropout of 0.05 within the function of `lora`, not in peft's layers", [None, ("all but lora, dropout", "all, dropout")]),
+    ("LoRA with dropout of 0.05 as one function, not in peft's layers", [None, ("all but lora, dropout", "all, dropout")]),
+    ("DoRA with dropout of 0.05 as one function, not in peft's layers", [None, ("all but lora, DoRA's dropout", "all, DoRA's dropout")]),
 ]
 
 
@@ -48,8 +52,10 @@ def main() -> None:
     seconds = {name: list[float]() for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder))["snips"]
-        words = words_of("snips", "lora", data, 100, 16, 2e-4)
-        sides = {name: Bare([*words, *more], Path(folder) / name, parts, off_between=True) for name, (more, parts) in WAYS.items()}
+        sides = {
+            name: Bare([*words_of("snips", adapter, data, 100, 16, 2e-4), *more], Path(folder) / name, parts, off_between=True)
+            for name, (adapter, more, parts) in WAYS.items()
+        }
         for number, batch in enumerate(sides["all"].batches(asked.rounds + 1)):
             for name in random.sample(list(WAYS), len(WAYS)):
                 seconds[name].append(sides[name].step(batch))
