@@ -134,7 +134,8 @@ def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, scale: float, 
         q, k, v = flat if whole is None else (whole[0].take(flat[0]), whole[1].take(flat[1]), whole[1].take(flat[2]))
         longest = segments.longest
         window = (-1, 0)  # causal: everything to the left, nothing to the right
-        out = varlen_attn(q, k, v, segments.offsets, segments.offsets, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1])
+        ends = segments.placed_offsets
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1])
         return (out if whole is None else whole[0].back(out)).view(batch, length, heads, size)
     queries, keys = segments.spread
     asked = [rows * (longest - first) for rows, longest, first in segments.batches]

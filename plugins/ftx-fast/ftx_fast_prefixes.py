@@ -48,6 +48,8 @@ class Tree:
     """[distinct]: of those that are the same label of the same node, the first, as a place in `kept`."""
     again: Tensor
     """[supervised]: which of `first` each one repeats."""
+    wanted: Tensor
+    """[supervised]: the labels."""
     rows: int
     """Rows of the batch."""
     total: int
@@ -64,13 +66,14 @@ class Tree:
         rest = torch.arange(-count % multiple)
         filled = [len(rest)] if len(rest) else []
         segments = Segments(
-            offsets=torch.tensor([0, *self.lengths, *filled]).cumsum(0).int().to(device),
+            offsets=torch.tensor([0, *self.lengths, *filled]).cumsum(0).int(),
             starts=(*self.starts, *(0 for _ in filled)),
-            nodes=torch.cat([self.nodes, rest + count]).to(device),
-            owners=torch.cat([self.owners, rest + len(self.nodes)]).to(device),
+            nodes=torch.cat([self.nodes, rest + count]),
+            owners=torch.cat([self.owners, rest + len(self.nodes)]),
+            device=device,
         )
-        ids = torch.cat([input_ids.flatten()[self.places.to(device)], input_ids.new_full((len(rest),), fill)])
-        positions = torch.cat([self.positions, rest]).to(device)
+        ids = torch.cat([input_ids.flatten()[self.places.to(device, non_blocking=True)], input_ids.new_full((len(rest),), fill)])
+        positions = torch.cat([self.positions, rest]).to(device, non_blocking=True)
         return {"input_ids": ids.unsqueeze(0), "position_ids": positions.unsqueeze(0), "use_cache": False, ROWS: segments}
 
 
@@ -95,7 +98,7 @@ def tree_of(input_ids: Tensor, labels: Tensor, lengths: Sequence[int]) -> Tree:
     owners = flat % width + (tokens.cumsum() - tokens)[flat // width]
     wanted = labels[:, 1:].cpu().numpy()[counts]
     _, first, again = np.unique(kept << 32 | wanted, return_index=True, return_inverse=True)
-    arrays = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept, first, again)]
+    arrays = [torch.from_numpy(np.ascontiguousarray(one)) for one in (flat, flat % width, nodes, owners, kept, first, again, wanted)]
     return Tree(*arrays[:4], tuple(needed[there].tolist()), tuple(starts[there].tolist()), *arrays[4:], rows=len(lengths), total=sum(lengths))
 
 

@@ -61,16 +61,16 @@ def join(input_ids: Tensor, labels: Tensor, lengths: Sequence[int], fill: int, m
     if len(lengths) != len(input_ids) or not all(0 < length <= input_ids.shape[1] for length in lengths):
         raise ValueError(f"{len(input_ids)} rows of at most {input_ids.shape[1]} tokens cannot have the lengths {list(lengths)}.")
     rest = -sum(lengths) % multiple
-    device = input_ids.device
-    kept = torch.arange(input_ids.shape[1], device=device) < torch.tensor(lengths, device=device).unsqueeze(1)
-    labels = labels.clone()
-    labels[:, 0] = IGNORE
     segments = [*lengths, rest] if rest else list(lengths)
+    # worked out on the CPU, so that no GPU is waited for
+    positions, offsets = torch.cat([torch.arange(length) for length in segments]), torch.tensor([0, *segments]).cumsum(0)
+    places = torch.cat([torch.arange(length) + row * input_ids.shape[1] for row, length in enumerate(lengths)])
+    positions, ends, places, starts = (one.to(input_ids.device, non_blocking=True) for one in (positions, offsets.int(), places, offsets[: len(lengths)]))
     return Joined(
-        input_ids=torch.cat([input_ids[kept], input_ids.new_full((rest,), fill)]).unsqueeze(0),
-        labels=torch.cat([labels[kept], labels.new_full((rest,), IGNORE)]).unsqueeze(0),
-        position_ids=torch.cat([torch.arange(length) for length in segments]).unsqueeze(0).to(device),
-        offsets=torch.tensor([0, *segments]).cumsum(0).int().to(device),
+        input_ids=torch.cat([input_ids.flatten()[places], input_ids.new_full((rest,), fill)]).unsqueeze(0),
+        labels=torch.cat([labels.flatten()[places].index_fill_(0, starts, IGNORE), labels.new_full((rest,), IGNORE)]).unsqueeze(0),
+        position_ids=positions.unsqueeze(0),
+        offsets=ends,
         lengths=tuple(lengths),
     )
 

@@ -28,7 +28,7 @@ class Segments:
     """
 
     offsets: Tensor
-    """int32 [segments + 1], on the batch's device: 0, the ends of the segments. Some may be empty."""
+    """int32 [segments + 1], with `nodes` and `owners` on the CPU or on the batch's device: 0, the ends of the segments. Some may be empty."""
     bound: int | None = None
     """No segment is longer, where that is known without asking the device."""
     nodes: Tensor | None = None
@@ -37,6 +37,17 @@ class Segments:
     """With `nodes`: int64 [length of the batch], a token of the segments that stands there."""
     starts: tuple[int, ...] = ()
     """With `nodes`: of each segment the first token that is an owner."""
+    device: torch.device | None = None
+    """The batch's device, where that is not the offsets': all is worked out on the CPU then, and no GPU is waited for."""
+
+    @property
+    def place(self) -> torch.device:
+        return self.device or self.offsets.device
+
+    @cached_property
+    def placed_offsets(self) -> Tensor:
+        """The offsets on the batch's device."""
+        return self.offsets.to(self.place, non_blocking=True)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -70,7 +81,7 @@ class Segments:
 
     def start(self, number: int) -> int:
         """From which of its tokens on a segment asks: from the first, where SDPA is to do it, which takes no others."""
-        return self.starts[number] if self.starts and self.lengths[number] <= PRODUCTS and self.offsets.device.type == "cpu" else 0
+        return self.starts[number] if self.starts and self.lengths[number] <= PRODUCTS and self.place.type == "cpu" else 0
 
     @cached_property
     def batches(self) -> list[tuple[int, int, int]]:
@@ -105,17 +116,17 @@ class Segments:
 
     def _spread(self, tokens: Tensor, places: Tensor, *, adds: bool) -> Spread:
         if self.nodes is None or self.owners is None:
-            return Spread(tokens, places)
+            return Spread(tokens, places).to(self.place)
         if not adds:
-            return Spread(self.nodes[tokens], places[self.owners])
+            return Spread(self.nodes[tokens], places[self.owners]).to(self.place)
         others = torch.ones_like(self.nodes, dtype=torch.bool)
         others[self.owners] = False
         again, number = self.nodes[others].unique(return_inverse=True)
-        return Spread(self.nodes[tokens], places[self.owners], places[others], again, number)
+        return Spread(self.nodes[tokens], places[self.owners], places[others], again, number).to(self.place)
 
     def mask(self, batch: int) -> Tensor:
         """The same as a bool mask [batch, 1, length, length], for whatever cannot do without."""
-        numbers = torch.repeat_interleave(self.offsets.diff().long()).view(batch, 1, -1)
+        numbers = torch.repeat_interleave(self.placed_offsets.diff().long()).view(batch, 1, -1)
         return (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)).tril_()
 
 
@@ -133,6 +144,10 @@ class Spread:
     """[some]: which tokens those are."""
     number: Tensor | None = None
     """[more]: which of them stands at each of `others`."""
+
+    def to(self, device: torch.device) -> Spread:
+        given = (self.tokens, self.own, self.others, self.again, self.number)
+        return Spread(*(None if one is None else one.to(device, non_blocking=True) for one in given))
 
     def take(self, x: Tensor) -> Tensor:
         """[n, ...] -> [m, ...]. The gradient of a token is the sum over its places; padding has none."""

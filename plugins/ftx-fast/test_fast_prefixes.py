@@ -70,6 +70,7 @@ def test_a_tree_by_hand():
     assert tree.nodes.tolist() == [0, 1, 2, 3, 0, 1] and tree.starts == (2, 0)
     assert tree.kept.tolist() == [1, 2, 3, 1, 0, 1, 2, 3]
     assert tree.kept[tree.first].tolist() == [0, 1, 1, 2, 3, 3], "the first three labels behind 5 6 7, twice each, once"
+    assert torch.equal(tree.wanted, targets(labels))
     assert targets(labels)[tree.first].tolist() == [6, 4, 7, 8, 3, 9] and tree.again.tolist() == [2, 3, 5, 1, 0, 2, 3, 4]
     assert tree.owners.tolist() == [4, 5, 2, 3] and tree.total == 18 and tree.pays
     nothing = tree_of(ids, torch.full_like(ids, IGNORE), (5, 3, 5, 5))
@@ -300,6 +301,20 @@ def test_the_gradient_of_a_token_is_the_sum_over_its_rows():
             given = torch.zeros(len(spread.tokens), 4, dtype=torch.float64)
             given[segments._places(skip=False)[1]] = weights
         torch.testing.assert_close(torch.autograd.grad((spread.take(x) * given).sum(), x)[0], wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_no_device_is_asked_where_the_tokens_of_a_tree_stand():
+    """A meta tensor has no numbers: whoever asked one for them would fail."""
+    ids, labels = batch()
+    tree = tree_of(ids, labels, LENGTHS)
+    given, apart = tree.arguments(ids, 0, 32), tree.arguments(ids.to("meta"), 0, 32)
+    assert apart["input_ids"].is_meta and apart["position_ids"].is_meta and apart["input_ids"].shape == given["input_ids"].shape
+    ours, theirs = apart[ROWS], given[ROWS]
+    assert ours.longest == theirs.longest and ours.placed_offsets.is_meta
+    for one, other in zip((*ours.spread, *ours.whole), (*theirs.spread, *theirs.whole), strict=True):
+        for name in vars(one):
+            made, wanted = getattr(one, name), getattr(other, name)
+            assert (made is None) == (wanted is None) and (made is None or made.is_meta)
 
 
 @pytest.mark.gpu

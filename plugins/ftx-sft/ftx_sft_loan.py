@@ -111,11 +111,12 @@ class OnLoan:
         shared = fast.shared(given, tree, fill)
         if shared is None and lengths is not None:
             given, labels = fast.joined(given, labels, lengths, fill)
-        keep = next_is_supervised(labels)
-        targets, again = labels[:, 1:][keep[:, :-1]], None
         if shared is not None and tree is not None:
-            given, first, again = shared, tree.first.to(labels.device), tree.again.to(labels.device)
-            keep, targets = tree.kept.to(labels.device)[first], targets[first]
+            given = shared
+            keep, targets, again = (one.to(labels.device, non_blocking=True) for one in (tree.kept[tree.first], tree.wanted[tree.first], tree.again))
+        else:
+            keep = next_is_supervised(labels)
+            targets, again = labels[:, 1:][keep[:, :-1]], None
         if self.masked_head:
             given = {**given, "logits_to_keep": keep}
         if fast.head is None:
