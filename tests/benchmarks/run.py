@@ -96,13 +96,11 @@ def main() -> None:
             kind, adapter, sides = known[name]
             if os.environ.get("FTX_BENCH_PEERS") and adapter != "qlora" and kind != "pairs":  # on a CPU it has no 4 bits
                 sides = [*sides, "LLaMA-Factory"]
-            try:
-                found[name] = in_turns(name, sides, files[kind], Path(folder), asked)
-            except SystemExit as failure:  # what was measured before, and what comes after, is kept
-                print(f"{name}: not measured: {failure}", file=sys.stderr)
-                failed.append(name)
-                continue
-            if not asked.workloads:  # what was measured stands there, whatever becomes of the rest
+            found[name], lost = in_turns(name, sides, files[kind], Path(folder), asked)
+            failed += [f"{name}: {side}" for side in lost]
+            if "ftx" in lost:
+                del found[name]
+            elif not asked.workloads:  # what was measured stands there, whatever becomes of the rest
                 write(found, asked)
     if found:
         print("\n".join(page_of(found, asked)))
@@ -116,17 +114,22 @@ def write(found: dict[str, dict[str, list[dict]]], asked: argparse.Namespace) ->
     replace(MORE_MARKS if asked.more else MARKS, [*page_of(found, asked), "", f"![Useful tokens a second]({picture})"], say=False)
 
 
-def in_turns(name: str, sides: list[str], data: Path, folder: Path, asked: argparse.Namespace) -> dict[str, list[dict]]:
-    """The runs of each side of a workload. SystemExit where one of them fails."""
+def in_turns(name: str, sides: list[str], data: Path, folder: Path, asked: argparse.Namespace) -> tuple[dict[str, list[dict]], list[str]]:
+    """The runs of each side of a workload, and the sides that failed: of those nothing is kept, of the others all."""
     kind, adapter, _ = {**WORKLOADS, **MORE}[name]
     found: dict[str, list[dict]] = {side: [] for side in sides}
     for repeat in range(asked.repeats):
-        for side in sides:
+        for side in list(found):
             work = folder / f"{name}-{side}-{repeat}".replace(" ", "").replace(",", "")
-            run = measure(side, kind, adapter, data, asked.steps, work)
+            try:
+                run = measure(side, kind, adapter, data, asked.steps, work)
+            except SystemExit as failure:  # out of memory, for one
+                print(f"{name}: {side}: not measured: {failure}", file=sys.stderr)
+                del found[side]
+                continue
             found[side].append(run)
             print(f"{name}: {side}: {step_of(run):.2f} s a step, loss {run['losses'][-1]:.4f}", flush=True)
-    return found
+    return found, [side for side in sides if side not in found]
 
 
 def write_data(work: Path) -> dict[str, Path]:
@@ -196,7 +199,7 @@ def call(command: list, work: Path) -> None:
     with (work / "said.txt").open("w") as said:
         done = subprocess.run([str(word) for word in command], env=environment, stdout=said, stderr=said, check=False)
     if done.returncode:
-        sys.exit((work / "said.txt").read_text()[-3000:])
+        sys.exit(f"{(work / 'said.txt').read_text()[-3000:]}\nexit status {done.returncode}")
 
 
 def step_of(run: dict) -> float:

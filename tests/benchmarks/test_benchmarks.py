@@ -78,6 +78,18 @@ def test_the_page_says_what_was_measured(monkeypatch):
     assert "1,000 ftx" in drawn and "250 TRL" in drawn
 
 
+def test_a_side_that_fails_leaves_the_others(monkeypatch, tmp_path, capsys):
+    """As one that needs more memory than there is."""
+
+    def measure(side, *given):
+        return sys.exit("killed") if side == "TRL tuned" else invented(1.0 if side == "ftx" else 3.0, 1 << 30, 12000)
+
+    monkeypatch.setattr(run, "measure", measure)
+    found, lost = run.in_turns("gsm8k, DoRA", run.ALL, tmp_path, tmp_path, argparse.Namespace(steps=8, repeats=2))
+    assert lost == ["TRL tuned"] and {side: len(runs) for side, runs in found.items()} == {"ftx": 2, "TRL": 2}
+    assert capsys.readouterr().err == "gsm8k, DoRA: TRL tuned: not measured: killed\n", "once is enough"
+
+
 def test_trainers_of_one_process_take_their_steps_in_turn():
     """Each is timed for its own steps alone: the second sleeps five times as long as the others."""
     from turns import in_turns
