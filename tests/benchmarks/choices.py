@@ -20,7 +20,7 @@ from ftx_fast import PARTS
 MARKS = "<!-- choices: begin -->", "<!-- choices: end -->"
 FLOAT32 = ["--dtype", "float32"]
 RECOMPUTED = ["-o", "trainer.gradient_checkpointing=true"]
-DROPOUT = ["-o", "adapter.lora_dropout=0.05"]
+DROPOUT = ["-o", "adapter.dropout=0.05"]
 WITHOUT = [part for part in PARTS if part != "lora"]
 #: What it is called -> the adapter, what else `ftx run` is told, and the parts of ftx-fast that are on.
 WAYS = {
