@@ -1,8 +1,8 @@
 """How far a step of DPO in bfloat16 is from the same in float32, by the way that it is computed; writes its table into docs/benchmarks.md.
 
-`python tests/benchmarks/rounding.py [--steps N]`: smollm2 and a LoRA that has moved, 2 pairs of dpo_en_demo a step; the loss and all gradients of
-the adapter beside those of the plain model in float32. TRL as it comes keeps float32 weights and multiplies in bfloat16 (autocast), TRL tuned
-loads bfloat16.
+`rounding.py [--steps N] [--adapters N]`: smollm2 and a LoRA that has moved, 2 pairs of dpo_en_demo a step, with several adapters at random, for
+a step is off by chance; the loss and all gradients of the adapter beside those of the plain model in float32. TRL as it comes keeps float32 weights
+and multiplies in bfloat16 (autocast), TRL tuned loads bfloat16.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from run import command, processor, replace, write_data
+from run import at_least, command, processor, replace, write_data
 from torch import Tensor, nn
 
 from ftx import models
@@ -54,9 +54,9 @@ def batches(file: Path, tokenizer: Any, steps: int) -> list[tuple[Tensor, Tensor
     return found
 
 
-def adapted(path: Path, dtype: torch.dtype) -> nn.Module:
+def adapted(path: Path, dtype: torch.dtype, seed: int) -> nn.Module:
     """LoRA in float32 whose update is not nothing."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     base = models.load_model(path, dtype=dtype, device="cpu")
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
@@ -83,9 +83,11 @@ def sums(model: Any, fast: Fast, ids: Tensor, labels: Tensor, lengths: list[int]
     return torch.zeros(keep.shape).masked_scatter(keep, logps).sum(1)
 
 
-def steps_of(path: Path, some: list[tuple[Tensor, Tensor, list[int]]], dtype: torch.dtype, parts: list[str], autocast: bool) -> list[tuple[float, Tensor]]:
+def steps_of(
+    path: Path, some: list[tuple[Tensor, Tensor, list[int]]], seed: int, dtype: torch.dtype, parts: list[str], autocast: bool
+) -> list[tuple[float, Tensor]]:
     """(loss, all gradients in one) of each batch."""
-    model: Any = adapted(path, dtype)
+    model: Any = adapted(path, dtype, seed)
     fast = install(model, parts)
     trained, found = [parameter for parameter in model.parameters() if parameter.requires_grad], []
     for batch in some:
@@ -101,26 +103,32 @@ def steps_of(path: Path, some: list[tuple[Tensor, Tensor, list[int]]], dtype: to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=at_least(2), default=10)
+    parser.add_argument("--adapters", type=at_least(1), default=3)
     asked = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     path = models.resolve("smollm2")
     with tempfile.TemporaryDirectory() as folder:
         some = batches(write_data(Path(folder))["pairs"], models.load_tokenizer(path), asked.steps)
-    truth, lines = steps_of(path, some, torch.float32, [], False), []
-    for name, way in WAYS.items():
-        found = list(zip(steps_of(path, some, *way), truth, strict=True))
-        away = [float((mine - theirs).norm() / theirs.norm()) for (_, mine), (_, theirs) in found]
-        losses = [mine - theirs for (mine, _), (theirs, _) in found]
-        lines.append(f"| {name} | {statistics.median(away):.4f} | {max(away):.4f} | {statistics.pstdev(losses):.4f} | {statistics.mean(losses):+.4f} |")
-        print(lines[-1], flush=True)
+    away, losses = {name: list[float]() for name in WAYS}, {name: list[float]() for name in WAYS}
+    for seed in range(asked.adapters):
+        truth = steps_of(path, some, seed, torch.float32, [], False)
+        for name, way in WAYS.items():
+            for (loss, mine), (true, theirs) in zip(steps_of(path, some, seed, *way), truth, strict=True):
+                away[name].append(float((mine - theirs).norm() / theirs.norm()))
+                losses[name].append(loss - true)
+            print(f"adapter {seed}: {name}: gradients off {statistics.median(away[name]):.4f} so far", flush=True)
+    lines = []
+    for name, found in away.items():
+        gradients = f"{statistics.median(found):.4f} | {statistics.mean(one * one for one in found) ** 0.5:.4f} | {max(found):.4f}"
+        lines.append(f"| {name} | {gradients} | {statistics.pstdev(losses[name]):.4f} | {statistics.mean(losses[name]):+.4f} |")
     replace(
         MARKS,
         [
-            f"`{command()}`, {datetime.date.today()}, {processor()}: {len(some)} steps of 2 pairs.",
+            f"`{command()}`, {datetime.date.today()}, {processor()}: {len(some)} steps of 2 pairs with each of {asked.adapters} adapters.",
             "",
-            "| | gradients off, median | at most | losses off, standard deviation | mean |",
-            "|---|---|---|---|---|",
+            "| | gradients off, median | root of the mean square | at most | losses off, standard deviation | mean |",
+            "|---|---|---|---|---|---|",
             *lines,
         ],
     )
