@@ -52,12 +52,13 @@ def passes(trainer: Any, batch: dict[str, Any]) -> None:
 
 
 class Bare:
-    """A trainer's steps one at a time, so that they can be taken in turns with something else in one thread. Of ftx-fast these parts are on,
-    and `memory`, which stays with the process."""
+    """A trainer's steps one at a time, so that they can be taken in turns with something else in one thread. Of ftx-fast these parts are on;
+    `memory` stays with the process."""
 
     def __init__(self, words: list[str], directory: Path, parts: Sequence[str] = tuple(PARTS), *, off_between: bool = False) -> None:
         """`off_between`: the parts are taken off between steps, for others of the process that have other parts: some of it is the process's."""
-        keep_memory()
+        if "memory" in parts:
+            keep_memory()
         self.parts, self.off_between = [part for part in parts if part != "memory"], off_between
         self.trainer = trainer_of(words, directory, [])
         self.trainer.model.train()

@@ -145,7 +145,7 @@ def test_a_page_without_the_marks_is_left_alone(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="has no <!-- c -->"):
         run.replace(("<!-- c -->", "<!-- d -->"), ["new"])
     page = (HERE.parent.parent / "docs" / "benchmarks.md").read_text("utf-8")
-    for name in ("abreast", "choices", "dora", "floor", "generation", "gpu", "learned", "levers", "rounding", "run", "startup"):
+    for name in ("abreast", "allocators", "choices", "dora", "floor", "generation", "gpu", "learned", "levers", "rounding", "run", "startup"):
         source = (HERE / f"{name}.py").read_text("utf-8")
         marks = [mark for mark in page.splitlines() if mark.startswith("<!-- ") and f'"{mark}"' in source]
         assert len(marks) in (2, 4) and len(marks) == len(set(marks)), name
