@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from direct import trainer_of
-from run import at_least, command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, processor, replace, slower, words_of, write_data
 from turns import Turn, in_turns
 
 MARKS = "<!-- abreast: begin -->", "<!-- abreast: end -->"
@@ -76,14 +76,6 @@ def train(work: Path, words: list[str]) -> None:
     if found["run"].losses != found["direct"].losses:
         sys.exit("the two did not compute the same")
     (work / "seconds.json").write_text(json.dumps([found["run"].seconds, found["direct"].seconds]))
-
-
-def slower(one: list[float], other: list[float]) -> tuple[float, float]:
-    """How many times as long a step of the first takes as the same step of the second: the median, and how sure it is.
-
-    The first two of each are left out.
-    """
-    return middle_of([a / b for a, b in zip(one[2:], other[2:], strict=True)])
 
 
 if __name__ == "__main__":

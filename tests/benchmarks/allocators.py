@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from direct import Bare
-from run import at_least, command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, processor, replace, slower, words_of, write_data
 
 from ftx_fast import PARTS
 
@@ -66,7 +66,7 @@ def main() -> None:
         "|---|---|---|",
     ]
     for name in sides:
-        times, doubt = middle_of([a / b for a, b in zip(seconds[name][2:], seconds[first][2:], strict=True)])
+        times, doubt = slower(seconds[name], seconds[first])
         lines.append(f"| {name} | {'' if name == first else f'{times:.3f} ± {doubt:.3f}'} | {held[name] / 2**20:.0f} |")
     replace(MARKS, lines)
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from direct import Bare
-from run import at_least, command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, processor, replace, slower, words_of, write_data
 
 from ftx_fast import PARTS
 
@@ -64,7 +64,7 @@ def main() -> None:
     def times(pair: tuple[str, str] | None) -> str:
         if pair is None:
             return ""
-        middle, doubt = middle_of([a / b for a, b in zip(seconds[pair[0]][1:], seconds[pair[1]][1:], strict=True)])
+        middle, doubt = slower(seconds[pair[0]], seconds[pair[1]], skip=1)
         return f"{middle:.2f} ± {doubt:.2f}"
 
     lines = [

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from direct import Bare
-from run import at_least, command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, processor, replace, slower, words_of, write_data
 
 MARKS = "<!-- dora: begin -->", "<!-- dora: end -->"
 #: What it may come to.
@@ -33,7 +33,7 @@ def main() -> None:
         for batch in sides["lora"].batches(asked.rounds + 2):
             for adapter in random.sample(list(seconds), 2):
                 seconds[adapter].append(sides[adapter].step(batch))
-    times, doubt = middle_of([a / b for a, b in zip(seconds["dora"][2:], seconds["lora"][2:], strict=True)])
+    times, doubt = slower(seconds["dora"], seconds["lora"])
     lines = [
         f"`{command()}`, {datetime.date.today()}, {processor()}, {os.cpu_count()} cores, {asked.rounds} rounds: DoRA takes",
         f"**{times:.3f} ± {doubt:.3f}** times as long as LoRA (at most {BAR} was asked for: {'reached' if times <= BAR else 'not reached'}).",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from direct import Bare
-from run import at_least, command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, processor, replace, slower, words_of, write_data
 
 from ftx.device import best_dtype
 
@@ -92,7 +92,7 @@ def main() -> None:
             for batch in bare.batches(asked.rounds + 2):
                 steps.append(bare.step(batch))
                 floors.append(products_of(bare.positions, batch["supervised_tokens"]))
-            share, doubt = middle_of([a / b for a, b in zip(floors[2:], steps[2:], strict=True)])
+            share, doubt = slower(floors, steps)
             middle = f"{statistics.median(steps[2:]):.2f} | {statistics.median(floors[2:]):.2f}"
             lines.append(f"| {kind}, LoRA | {middle} | {share:.3f} ± {doubt:.3f} | {BAR} | {'yes' if share >= BAR else 'no'} |")
     replace(MARKS, lines)

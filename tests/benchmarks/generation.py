@@ -18,14 +18,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from run import command, processor, replace
+from run import REPO, command, processor, replace
 
 from ftx import models
 from ftx.encode import prompt_text
 from ftx.generate import Generate
 from ftx_fast import generating
 
-REPO = Path(__file__).resolve().parent.parent.parent
 DATA = REPO / "examples" / "data" / "products-test.jsonl"
 SNIPS = REPO.parent / "shared" / "data" / "snips"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from direct import passes, trainer_of
-from run import at_least, command, middle_of, processor, replace, words_of, write_data
+from run import at_least, command, processor, replace, slower, words_of, write_data
 
 from ftx_fast import PARTS, Fast, install
 
@@ -68,7 +68,7 @@ def main() -> None:
             print(f"round {number}: off {seconds['off'][-1]:.2f} s, all {seconds['all'][-1]:.2f} s", flush=True)
 
     def times(one: str, other: str) -> str:
-        middle, doubt = middle_of([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
+        middle, doubt = slower(seconds[one], seconds[other], skip=0)
         return f"{middle:.2f} ± {doubt:.2f}"
 
     def mib(name: str) -> str:

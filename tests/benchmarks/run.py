@@ -212,6 +212,11 @@ def middle_of(ratios: list[float]) -> tuple[float, float]:
     return middle, (high - low) / 2 / len(ratios) ** 0.5
 
 
+def slower(one: list[float], other: list[float], skip: int = 2) -> tuple[float, float]:
+    """How many times as long a step of the first takes as the same step of the second, without the first `skip`: the median, and how sure it is."""
+    return middle_of([a / b for a, b in zip(one[skip:], other[skip:], strict=True)])
+
+
 def ratio(sides: dict[str, list[dict]], other: str, what: str) -> float:
     """Median over the turns: how many times ftx is faster, or what share of the other's memory it takes."""
     if what == "peak":
